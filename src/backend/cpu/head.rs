@@ -1,0 +1,89 @@
+//! From the last hidden state to log-probabilities, without `[rows, vocab]` in memory.
+
+use rayon::prelude::*;
+
+use super::CpuBackend;
+use super::buffer::Shared;
+use super::math::LogSumExp;
+use super::matmul::{for_each_tile, pairs};
+use super::matrix::{Matrix, PANEL};
+use crate::tensor::bf16;
+
+/// Panels that one task runs through: 1,024 vocabulary entries. Part of the result's definition:
+/// partial sums are per task and are merged in the tasks' order.
+const TASK_PANELS: usize = 16;
+
+/// `out[r] = log softmax(x[r] · headᵀ)[targets[r]]`
+pub fn logprobs(
+    cpu: &CpuBackend,
+    rows: usize,
+    x: &[bf16],
+    head: &Matrix,
+    targets: &[u32],
+    out: &mut [f32],
+) {
+    assert!(x.len() >= rows * head.inputs, "x: [rows, width]");
+    assert!(targets[..rows].iter().all(|&t| (t as usize) < head.outputs), "a target is no token");
+    let x = pairs(rows, head.inputs, x);
+    let tasks = head.panels().div_ceil(TASK_PANELS);
+    // `[tasks, rows]`
+    let mut partials = vec![LogSumExp::EMPTY; tasks * rows];
+    let mut picked = vec![0.0f32; rows];
+    let target_logits = Shared::new(&mut picked);
+    let run = |(task, partials): (usize, &mut [LogSumExp])| {
+        let first = task * TASK_PANELS;
+        for panel in first..head.panels().min(first + TASK_PANELS) {
+            let output = panel * PANEL;
+            let outputs = PANEL.min(head.outputs - output);
+            for_each_tile(cpu.isa, 0..rows, &x, head, panel, |first_row, tile| {
+                for (offset, logits) in tile.iter().enumerate() {
+                    let row = first_row + offset;
+                    let target = (targets[row] as usize).wrapping_sub(output);
+                    if target < outputs {
+                        // SAFETY: a row's target lies in one panel only, so one task writes it.
+                        unsafe { target_logits.range(row, 1)[0] = logits[target] };
+                    }
+                    cpu.isa.vectorize(|| partials[row].add(&logits[..outputs]));
+                }
+            });
+        }
+    };
+    if rows > 0 {
+        let chunks = partials.par_chunks_mut(rows).enumerate();
+        cpu.pool.install(|| chunks.for_each(run));
+    }
+    for row in 0..rows {
+        let mut total = LogSumExp::EMPTY;
+        for partial in partials[row..].iter().step_by(rows) {
+            total.merge(*partial);
+        }
+        out[row] = picked[row] - total.value();
+    }
+}
+
+/// `logits += weight · (log softmax(tuned) − log softmax(untuned))`
+pub fn add_guidance(
+    cpu: &CpuBackend,
+    vocab: usize,
+    weight: f32,
+    tuned: &[f32],
+    untuned: &[f32],
+    logits: &mut [f32],
+) {
+    let run = |((logits, tuned), untuned): ((&mut [f32], &[f32]), &[f32])| {
+        cpu.isa.vectorize(|| {
+            let total = |values: &[f32]| {
+                let mut total = LogSumExp::EMPTY;
+                values.chunks(1024).for_each(|chunk| total.add(chunk));
+                total.value()
+            };
+            let shift = total(untuned) - total(tuned);
+            for ((logit, &tuned), &untuned) in logits.iter_mut().zip(tuned).zip(untuned) {
+                *logit += weight * (tuned - untuned + shift);
+            }
+        });
+    };
+    let rows =
+        logits.par_chunks_mut(vocab).zip(tuned.par_chunks(vocab)).zip(untuned.par_chunks(vocab));
+    cpu.pool.install(|| rows.for_each(run));
+}

@@ -1,0 +1,363 @@
+//! The CPU as a device: bf16 weights and cache, f32 sums, vectors as wide as the machine has.
+
+mod attention;
+mod buffer;
+mod head;
+mod isa;
+mod math;
+mod matmul;
+mod matrix;
+mod rows;
+mod sample;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use rayon::prelude::*;
+
+pub use buffer::Buffer;
+pub use isa::Isa;
+pub use matrix::Matrix;
+
+use super::{Attention, Backend, Heads, PoolShape, SampleRow};
+use crate::error::{Error, Result};
+use crate::tensor::{Element, HostMatrix, bf16};
+use buffer::Shared;
+
+/// Numbers below which an elementwise op stays on one thread.
+const WORTH_A_THREAD: usize = 1 << 15;
+
+/// This machine's processor.
+pub struct CpuBackend {
+    isa: Isa,
+    pool: rayon::ThreadPool,
+}
+
+impl CpuBackend {
+    /// The best instruction set on `threads` threads, all of them if not given.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        Self::with_isa(Isa::best(), threads)
+    }
+
+    /// A certain instruction set, one of [`Isa::available`].
+    pub fn with_isa(isa: Isa, threads: Option<usize>) -> Result<Self> {
+        assert!(Isa::available().contains(&isa), "{isa:?} is not what this processor has");
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.unwrap_or(0))
+            .thread_name(|index| format!("cpu-{index}"))
+            .build()
+            .map_err(|error| Error::flag("--threads", format!("cannot be had: {error}")))?;
+        Ok(Self { isa, pool })
+    }
+
+    /// Runs `f` on one of the backend's own threads, from which ops start at once instead of
+    /// waking another thread first.
+    pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(f)
+    }
+
+    /// `each(row, x[row], out[row])` for rows of `width` and `out_width` numbers.
+    fn by_row<X: Element, Y: Element>(
+        &self,
+        rows: usize,
+        (x, width): (&[X], usize),
+        (out, out_width): (&mut [Y], usize),
+        each: impl Fn(usize, &[X], &mut [Y]) + Sync,
+    ) {
+        let (x, out) = (&x[..rows * width], &mut out[..rows * out_width]);
+        let each = |(row, (x, out))| self.isa.vectorize(|| each(row, x, out));
+        if rows * width.max(out_width) < WORTH_A_THREAD {
+            x.chunks(width).zip(out.chunks_mut(out_width)).enumerate().for_each(each);
+        } else {
+            let rows = x.par_chunks(width).zip(out.par_chunks_mut(out_width)).enumerate();
+            self.pool.install(|| rows.for_each(each));
+        }
+    }
+
+    /// `write(place in out, sum)` for all rows and outputs.
+    fn matmul_into<Y: Element>(
+        &self,
+        rows: usize,
+        x: &[bf16],
+        weight: &Matrix,
+        bias: Option<&[f32]>,
+        out: &mut [Y],
+        write: impl Fn(&mut Y, f32) + Sync,
+    ) {
+        assert!(x.len() >= rows * weight.inputs, "x: [rows, {}]", weight.inputs);
+        assert!(out.len() >= rows * weight.outputs, "out: [rows, {}]", weight.outputs);
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), weight.outputs, "bias: [out]");
+        }
+        let out = Shared::new(out);
+        let epilogue = |row: usize, output: usize, sums: &[f32]| {
+            // SAFETY: the matmul writes each row and output once; `out` is borrowed until the end.
+            let out = unsafe { out.range(row * weight.outputs + output, sums.len()) };
+            self.isa.vectorize(|| match bias {
+                Some(bias) => {
+                    for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[output..]) {
+                        write(out, sum + bias);
+                    }
+                }
+                None => out.iter_mut().zip(sums).for_each(|(out, &sum)| write(out, sum)),
+            });
+        };
+        self.pool.install(|| matmul::matmul(self.isa, rows, x, weight, epilogue));
+    }
+}
+
+impl Backend for CpuBackend {
+    type Buffer<T: Element> = Buffer<T>;
+    type Matrix = Matrix;
+
+    fn describe(&self) -> String {
+        let isa = match self.isa {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "AVX2",
+            Isa::Avx512 => "AVX-512",
+            Isa::Avx512Bf16 => "AVX-512 BF16",
+        };
+        let threads = self.pool.current_num_threads();
+        format!("cpu ({isa}, {threads} thread{})", if threads == 1 { "" } else { "s" })
+    }
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        Ok(Buffer::new(len))
+    }
+
+    fn len<T: Element>(&self, buffer: &Buffer<T>) -> usize {
+        buffer.len()
+    }
+
+    fn upload<T: Element>(&self, source: &[T], target: &mut Buffer<T>) -> Result<()> {
+        target[..source.len()].copy_from_slice(source);
+        Ok(())
+    }
+
+    fn download<T: Element>(&self, source: &Buffer<T>, target: &mut [T]) -> Result<()> {
+        target.copy_from_slice(&source[..target.len()]);
+        Ok(())
+    }
+
+    fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
+        Ok(Matrix::new(&matrix))
+    }
+
+    fn embed(
+        &self,
+        rows: usize,
+        tokens: &Buffer<u32>,
+        table: &Matrix,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        rows::embed(&tokens[..rows], table, &mut out[..rows * table.inputs]);
+        Ok(())
+    }
+
+    fn embed_add(
+        &self,
+        rows: usize,
+        positions: &Buffer<u32>,
+        table: &Matrix,
+        x: &mut Buffer<f32>,
+    ) -> Result<()> {
+        rows::embed_add(&positions[..rows], table, &mut x[..rows * table.inputs]);
+        Ok(())
+    }
+
+    fn gather_rows(
+        &self,
+        rows: usize,
+        width: usize,
+        indices: &Buffer<u32>,
+        x: &Buffer<f32>,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        for (&index, out) in indices[..rows].iter().zip(out.chunks_exact_mut(width)) {
+            out.copy_from_slice(&x[index as usize * width..][..width]);
+        }
+        Ok(())
+    }
+
+    fn rms_norm(
+        &self,
+        rows: usize,
+        x: &Buffer<f32>,
+        weight: &Buffer<f32>,
+        eps: f32,
+        out: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        let width = weight.len();
+        self.by_row(rows, (x, width), (out, width), |_, x, out| {
+            rows::rms_norm(x, weight, eps, out);
+        });
+        Ok(())
+    }
+
+    fn layer_norm(
+        &self,
+        rows: usize,
+        x: &Buffer<f32>,
+        weight: &Buffer<f32>,
+        bias: &Buffer<f32>,
+        eps: f32,
+        out: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        let width = weight.len();
+        assert_eq!(bias.len(), width, "weight and bias: [width]");
+        self.by_row(rows, (x, width), (out, width), |_, x, out| {
+            rows::layer_norm(x, weight, bias, eps, out);
+        });
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        rows: usize,
+        x: &Buffer<bf16>,
+        weight: &Matrix,
+        bias: Option<&Buffer<f32>>,
+        out: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        let bias = bias.map(|bias| &bias[..]);
+        self.matmul_into(rows, x, weight, bias, out, |out, sum| *out = math::narrow(sum));
+        Ok(())
+    }
+
+    fn matmul_add(
+        &self,
+        rows: usize,
+        x: &Buffer<bf16>,
+        weight: &Matrix,
+        bias: Option<&Buffer<f32>>,
+        residual: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let bias = bias.map(|bias| &bias[..]);
+        self.matmul_into(rows, x, weight, bias, residual, |out, sum| *out += sum);
+        Ok(())
+    }
+
+    fn rope(
+        &self,
+        rows: usize,
+        heads: Heads,
+        positions: &Buffer<u32>,
+        cos_sin: &Buffer<f32>,
+        qkv: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        let width = heads.qkv_width();
+        self.by_row(rows, (&positions[..], 1), (qkv, width), |_, position, qkv| {
+            let cos_sin = &cos_sin[position[0] as usize * heads.dim..][..heads.dim];
+            rows::rope(heads, cos_sin, qkv);
+        });
+        Ok(())
+    }
+
+    fn store_kv(
+        &self,
+        rows: usize,
+        layer: usize,
+        shape: PoolShape,
+        qkv: &Buffer<bf16>,
+        slots: &Buffer<u32>,
+        pool: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        for (&slot, qkv) in slots[..rows].iter().zip(qkv.chunks_exact(shape.heads.qkv_width())) {
+            rows::store_kv(layer, shape, qkv, slot as usize, pool);
+        }
+        Ok(())
+    }
+
+    fn copy_pages(
+        &self,
+        shape: PoolShape,
+        copies: &[(u32, u32)],
+        pool: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        for &(from, to) in copies {
+            assert!(
+                (from.max(to) as usize) < shape.pages,
+                "page {from} or {to} of {}",
+                shape.pages
+            );
+            rows::copy_page(shape, from as usize, to as usize, pool);
+        }
+        Ok(())
+    }
+
+    fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
+        attention::attention(self, args);
+        Ok(())
+    }
+
+    fn silu_gate(
+        &self,
+        rows: usize,
+        width: usize,
+        gate_up: &Buffer<bf16>,
+        out: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        self.by_row(rows, (gate_up, 2 * width), (out, width), |_, gate_up, out| {
+            rows::silu_gate(gate_up, out);
+        });
+        Ok(())
+    }
+
+    fn gelu(&self, rows: usize, width: usize, x: &mut Buffer<bf16>) -> Result<()> {
+        let rows = &mut x[..rows * width];
+        if rows.len() < WORTH_A_THREAD {
+            self.isa.vectorize(|| rows::gelu(rows));
+        } else {
+            let chunks = rows.par_chunks_mut(width);
+            self.pool.install(|| chunks.for_each(|row| self.isa.vectorize(|| rows::gelu(row))));
+        }
+        Ok(())
+    }
+
+    fn logits(
+        &self,
+        rows: usize,
+        x: &Buffer<bf16>,
+        head: &Matrix,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        self.matmul_into(rows, x, head, None, out, |out, sum| *out = sum);
+        Ok(())
+    }
+
+    fn logprobs(
+        &self,
+        rows: usize,
+        x: &Buffer<bf16>,
+        head: &Matrix,
+        targets: &Buffer<u32>,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        head::logprobs(self, rows, x, head, targets, out);
+        Ok(())
+    }
+
+    fn add_guidance(
+        &self,
+        rows: usize,
+        vocab: usize,
+        weight: f32,
+        tuned: &Buffer<f32>,
+        untuned: &Buffer<f32>,
+        logits: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let len = rows * vocab;
+        head::add_guidance(self, vocab, weight, &tuned[..len], &untuned[..len], &mut logits[..len]);
+        Ok(())
+    }
+
+    fn sample(
+        &self,
+        rows: &[SampleRow],
+        vocab: usize,
+        logits: &Buffer<f32>,
+        tokens: &mut Buffer<u32>,
+    ) -> Result<()> {
+        sample::sample(self, rows, vocab, logits, tokens);
+        Ok(())
+    }
+}

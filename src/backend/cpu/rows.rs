@@ -1,0 +1,106 @@
+//! Ops that treat each row, or each number, by itself.
+
+use super::math::{exp, narrow, sum, tanh, widen};
+use super::matrix::Matrix;
+use crate::backend::{Heads, PAGE_LEN, PoolShape};
+use crate::tensor::bf16;
+
+/// `out[r] = table[tokens[r]]`
+pub fn embed(tokens: &[u32], table: &Matrix, out: &mut [f32]) {
+    for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(table.inputs)) {
+        assert!((token as usize) < table.outputs, "token {token} of {}", table.outputs);
+        for (out, weight) in out.iter_mut().zip(table.row(token as usize)) {
+            *out = widen(weight);
+        }
+    }
+}
+
+/// `x[r] += table[positions[r]]`
+pub fn embed_add(positions: &[u32], table: &Matrix, x: &mut [f32]) {
+    for (&position, x) in positions.iter().zip(x.chunks_exact_mut(table.inputs)) {
+        assert!((position as usize) < table.outputs, "position {position} of {}", table.outputs);
+        for (x, weight) in x.iter_mut().zip(table.row(position as usize)) {
+            *x += widen(weight);
+        }
+    }
+}
+
+/// One row: `x / sqrt(mean(x²) + eps) · weight`
+#[inline(always)]
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [bf16]) {
+    let mean = sum(x.len(), |i| x[i] * x[i]) / x.len() as f32;
+    let factor = 1.0 / (mean + eps).sqrt();
+    for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = narrow(x * factor * weight);
+    }
+}
+
+/// One row: `(x − mean) / sqrt(var + eps) · weight + bias`
+#[inline(always)]
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [bf16]) {
+    let count = x.len() as f32;
+    let mean = sum(x.len(), |i| x[i]) / count;
+    let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / count;
+    let factor = 1.0 / (variance + eps).sqrt();
+    for (((out, &x), &weight), &bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+        *out = narrow((x - mean) * factor * weight + bias);
+    }
+}
+
+/// One row's queries and keys, `[q + kv, head_dim]`, turned by `cos_sin: [head_dim]`.
+#[inline(always)]
+pub fn rope(heads: Heads, cos_sin: &[f32], qkv: &mut [bf16]) {
+    let half = heads.dim / 2;
+    let (cos, sin) = cos_sin.split_at(half);
+    for head in qkv[..(heads.query + heads.kv) * heads.dim].chunks_exact_mut(heads.dim) {
+        let (low, high) = head.split_at_mut(half);
+        for i in 0..half {
+            let (a, b) = (widen(low[i]), widen(high[i]));
+            low[i] = narrow(a * cos[i] - b * sin[i]);
+            high[i] = narrow(b * cos[i] + a * sin[i]);
+        }
+    }
+}
+
+/// One row's keys and values into its slot.
+pub fn store_kv(layer: usize, shape: PoolShape, qkv: &[bf16], slot: usize, pool: &mut [bf16]) {
+    let Heads { query, kv, dim } = shape.heads;
+    let (page, offset) = (slot / PAGE_LEN, slot % PAGE_LEN);
+    assert!(page < shape.pages, "page {page} of {}", shape.pages);
+    for head in 0..kv {
+        for which in 0..2 {
+            let from = (query + which * kv + head) * dim;
+            let to = shape.offset(layer, page, head, which) + offset * dim;
+            pool[to..to + dim].copy_from_slice(&qkv[from..from + dim]);
+        }
+    }
+}
+
+/// One page in all layers.
+pub fn copy_page(shape: PoolShape, from: usize, to: usize, pool: &mut [bf16]) {
+    let len = shape.page_len();
+    for layer in 0..shape.layers {
+        let at = |page| (layer * shape.pages + page) * len;
+        pool.copy_within(at(from)..at(from) + len, at(to));
+    }
+}
+
+/// One row: `silu(gate) · up`
+#[inline(always)]
+pub fn silu_gate(gate_up: &[bf16], out: &mut [bf16]) {
+    let (gate, up) = gate_up.split_at(out.len());
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        let gate = widen(gate);
+        *out = narrow(gate / (1.0 + exp(-gate)) * widen(up));
+    }
+}
+
+/// One row: `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`
+#[inline(always)]
+pub fn gelu(x: &mut [bf16]) {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    for x in x {
+        let v = widen(*x);
+        *x = narrow(0.5 * v * (1.0 + tanh(SQRT_2_OVER_PI * (v + 0.044_715 * v * v * v))));
+    }
+}

@@ -1,0 +1,328 @@
+//! Floor 2, seam 2: what the forward pass sees of a device.
+//!
+//! About a dozen and a half fused ops with no mode flags. An op has one name from top to bottom:
+//! `Backend::rms_norm`, `tests/kernels/rms_norm.rs`, the bench row `rms_norm` (and, on a GPU,
+//! `kernels/rms_norm.cu`).
+//!
+//! Numbers: weights, activations and the K/V cache are stored in bf16, the residual stream and
+//! logits in f32, every sum is f32 or wider. An op's result for one row never depends on which
+//! other rows are in the batch nor on the number of threads: the order of every sum is fixed by
+//! the row's own shape.
+
+pub mod cpu;
+
+use crate::error::Result;
+use crate::philox::Draw;
+pub use crate::tensor::PAGE_LEN;
+use crate::tensor::{Element, HostMatrix, bf16};
+
+/// The heads of one attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key/value heads; each serves `query / kv` query heads.
+    pub kv: usize,
+    /// Channels of one head.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Channels of one row of fused queries, keys and values: q heads, then k, then v.
+    pub fn qkv_width(&self) -> usize {
+        (self.query + 2 * self.kv) * self.dim
+    }
+
+    /// Channels of one row of attention's output.
+    pub fn query_width(&self) -> usize {
+        self.query * self.dim
+    }
+}
+
+/// The shape of one model's K/V pool:
+/// `[layers, pages, kv_heads, 2 (K, then V), PAGE_LEN, head_dim]` of bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolShape {
+    /// Transformer layers.
+    pub layers: usize,
+    /// Pages per layer.
+    pub pages: usize,
+    /// The layer's heads.
+    pub heads: Heads,
+}
+
+impl PoolShape {
+    /// Numbers in one page of one layer.
+    pub fn page_len(&self) -> usize {
+        self.heads.kv * 2 * PAGE_LEN * self.heads.dim
+    }
+
+    /// Numbers in the whole pool.
+    pub fn len(&self) -> usize {
+        self.layers * self.pages * self.page_len()
+    }
+
+    /// True if there is no room at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that one page takes over all layers.
+    pub fn page_bytes(&self) -> usize {
+        self.layers * self.page_len() * size_of::<bf16>()
+    }
+
+    /// Where the key (`which` = 0) or value (`which` = 1) of a slot begins.
+    pub fn offset(&self, layer: usize, page: usize, head: usize, which: usize) -> usize {
+        (((layer * self.pages + page) * self.heads.kv + head) * 2 + which)
+            * PAGE_LEN
+            * self.heads.dim
+    }
+}
+
+/// Rows of a batch that belong to one sequence and follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The segment's first row in the batch.
+    pub first_row: usize,
+    /// How many rows it has, at least one.
+    pub rows: usize,
+    /// The first row's position in its sequence; the others follow.
+    pub first_position: usize,
+}
+
+/// What [`Backend::attention`] reads and writes, for one layer and all rows of a batch.
+///
+/// Row r of segment s at position p attends to positions `0..=p` of its own sequence, or to the
+/// last `window` of them, whose keys and values (its own included) are already in the pool.
+pub struct Attention<'a, B: Backend> {
+    /// The layer, counted from 0.
+    pub layer: usize,
+    /// The pool's shape.
+    pub shape: PoolShape,
+    /// How many positions a row sees at most, its own included.
+    pub window: Option<usize>,
+    /// Factor on the dot products, usually 1 / sqrt(head_dim).
+    pub scale: f32,
+    /// `[rows, (q + 2 kv) * head_dim]`; only the queries are read.
+    pub qkv: &'a B::Buffer<bf16>,
+    /// All keys and values.
+    pub pool: &'a B::Buffer<bf16>,
+    /// The batch's segments, in the order of their rows, without gaps.
+    pub segments: &'a [Segment],
+    /// `[rows]` each row's position.
+    pub positions: &'a B::Buffer<u32>,
+    /// `[rows]` each row's segment.
+    pub row_segments: &'a B::Buffer<u32>,
+    /// `[segments, table_stride]` page ids, in order of position.
+    pub tables: &'a B::Buffer<u32>,
+    /// Pages per row of `tables`.
+    pub table_stride: usize,
+    /// `[rows, q * head_dim]`
+    pub out: &'a mut B::Buffer<bf16>,
+}
+
+/// How one row's next token is picked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SampleRow {
+    /// 0 takes the most probable token (the lowest id on a tie) and draws nothing.
+    pub temperature: f32,
+    /// Keep only the `top_k` most probable tokens and those tied with the last of them;
+    /// 0 keeps all.
+    pub top_k: u32,
+    /// Then keep only the most probable tokens that reach this mass; 1.0 keeps all.
+    pub top_p: f32,
+    /// The random number.
+    pub draw: Draw,
+}
+
+/// A device that can run a transformer.
+///
+/// Buffers are owned by the caller. Ops assert the shapes that they are given (our own mistakes)
+/// and return an error only for what the device itself refuses. `rows` may be smaller than a
+/// buffer has room for; the rest of the buffer is left alone.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// Device memory holding elements of type `T`.
+    type Buffer<T: Element>: Send + Sync;
+    /// A weight matrix in the layout that this device likes best.
+    type Matrix: Send + Sync;
+
+    /// What the device is, for people.
+    fn describe(&self) -> String;
+
+    /// A zeroed buffer of `len` elements.
+    fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buffer<T>>;
+
+    /// Elements in the buffer.
+    fn len<T: Element>(&self, buffer: &Self::Buffer<T>) -> usize;
+
+    /// Copies `source` to the beginning of `target`.
+    fn upload<T: Element>(&self, source: &[T], target: &mut Self::Buffer<T>) -> Result<()>;
+
+    /// Copies the beginning of `source` to `target`, waiting for all ops before.
+    fn download<T: Element>(&self, source: &Self::Buffer<T>, target: &mut [T]) -> Result<()>;
+
+    /// Lays out a weight matrix.
+    fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Self::Matrix>;
+
+    /// `out[r] = table[tokens[r]]`; `table: [vocab, width]`, `out: [rows, width]`.
+    fn embed(
+        &self,
+        rows: usize,
+        tokens: &Self::Buffer<u32>,
+        table: &Self::Matrix,
+        out: &mut Self::Buffer<f32>,
+    ) -> Result<()>;
+
+    /// `x[r] += table[positions[r]]`: learned positions; shapes as in [`Backend::embed`].
+    fn embed_add(
+        &self,
+        rows: usize,
+        positions: &Self::Buffer<u32>,
+        table: &Self::Matrix,
+        x: &mut Self::Buffer<f32>,
+    ) -> Result<()>;
+
+    /// `out[i] = x[indices[i]]` for rows of `width`; `indices: [rows]`.
+    fn gather_rows(
+        &self,
+        rows: usize,
+        width: usize,
+        indices: &Self::Buffer<u32>,
+        x: &Self::Buffer<f32>,
+        out: &mut Self::Buffer<f32>,
+    ) -> Result<()>;
+
+    /// `out = x / sqrt(mean(x²) + eps) · weight`; `x: [rows, width]`, `weight: [width]`.
+    fn rms_norm(
+        &self,
+        rows: usize,
+        x: &Self::Buffer<f32>,
+        weight: &Self::Buffer<f32>,
+        eps: f32,
+        out: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
+    /// `out = (x − mean) / sqrt(var + eps) · weight + bias`; `x: [rows, width]`.
+    fn layer_norm(
+        &self,
+        rows: usize,
+        x: &Self::Buffer<f32>,
+        weight: &Self::Buffer<f32>,
+        bias: &Self::Buffer<f32>,
+        eps: f32,
+        out: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
+    /// `out = x · weightᵀ + bias`; `x: [rows, in]`, `weight: [out, in]`, `out: [rows, out]`.
+    fn matmul(
+        &self,
+        rows: usize,
+        x: &Self::Buffer<bf16>,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Buffer<f32>>,
+        out: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
+    /// `residual += x · weightᵀ + bias`; shapes as in [`Backend::matmul`].
+    fn matmul_add(
+        &self,
+        rows: usize,
+        x: &Self::Buffer<bf16>,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Buffer<f32>>,
+        residual: &mut Self::Buffer<f32>,
+    ) -> Result<()>;
+
+    /// Rotates queries and keys in place, pairing channel i with i + head_dim / 2 (Su et al.,
+    /// arXiv 2104.09864, in Hugging Face's order of channels).
+    ///
+    /// `qkv: [rows, (q + 2 kv) * head_dim]`, `cos_sin: [positions, head_dim]` with the cosines of
+    /// the head_dim / 2 angles first, then their sines.
+    fn rope(
+        &self,
+        rows: usize,
+        heads: Heads,
+        positions: &Self::Buffer<u32>,
+        cos_sin: &Self::Buffer<f32>,
+        qkv: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
+    /// Writes the keys and values of `qkv` to `slots[r]` = page · PAGE_LEN + offset of one layer.
+    fn store_kv(
+        &self,
+        rows: usize,
+        layer: usize,
+        shape: PoolShape,
+        qkv: &Self::Buffer<bf16>,
+        slots: &Self::Buffer<u32>,
+        pool: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
+    /// Copies whole pages, `(from, to)`, in all layers. No page is both a source and a target,
+    /// and no page is the target of two copies.
+    fn copy_pages(
+        &self,
+        shape: PoolShape,
+        copies: &[(u32, u32)],
+        pool: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
+    /// Softmax attention over pages; see [`Attention`].
+    fn attention(&self, args: Attention<'_, Self>) -> Result<()>;
+
+    /// `out = silu(gate) · up`; `gate_up: [rows, 2 * width]`, gate first; `out: [rows, width]`.
+    fn silu_gate(
+        &self,
+        rows: usize,
+        width: usize,
+        gate_up: &Self::Buffer<bf16>,
+        out: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
+    /// GELU in place, tanh form: `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`.
+    fn gelu(&self, rows: usize, width: usize, x: &mut Self::Buffer<bf16>) -> Result<()>;
+
+    /// `out = x · headᵀ` in f32; `x: [rows, width]`, `head: [vocab, width]`, `out: [rows, vocab]`.
+    fn logits(
+        &self,
+        rows: usize,
+        x: &Self::Buffer<bf16>,
+        head: &Self::Matrix,
+        out: &mut Self::Buffer<f32>,
+    ) -> Result<()>;
+
+    /// `out[r] = log softmax(x[r] · headᵀ)[targets[r]]` with no `[rows, vocab]` in memory.
+    fn logprobs(
+        &self,
+        rows: usize,
+        x: &Self::Buffer<bf16>,
+        head: &Self::Matrix,
+        targets: &Self::Buffer<u32>,
+        out: &mut Self::Buffer<f32>,
+    ) -> Result<()>;
+
+    /// `logits += weight · (log softmax(tuned) − log softmax(untuned))`, each `[rows, vocab]`:
+    /// emulated fine-tuning (Mitchell et al., arXiv 2310.12962) with weight = 1/β.
+    fn add_guidance(
+        &self,
+        rows: usize,
+        vocab: usize,
+        weight: f32,
+        tuned: &Self::Buffer<f32>,
+        untuned: &Self::Buffer<f32>,
+        logits: &mut Self::Buffer<f32>,
+    ) -> Result<()>;
+
+    /// Picks a token for each row of `logits: [rows.len(), vocab]`.
+    ///
+    /// Softmax of logits / temperature over the kept tokens, then the first token id, in id
+    /// order, at which the running sum exceeds `draw.uniform()` times the kept mass.
+    fn sample(
+        &self,
+        rows: &[SampleRow],
+        vocab: usize,
+        logits: &Self::Buffer<f32>,
+        tokens: &mut Self::Buffer<u32>,
+    ) -> Result<()>;
+}

@@ -1,0 +1,71 @@
+//! Floor 7: the command line. One command per file; `run` is the table of contents.
+//!
+//! stdout carries results only; progress and messages go to stderr. Bad input ends with a
+//! sentence on stderr and exit code 2.
+
+mod demo;
+mod input;
+mod inspect;
+mod judge;
+mod models;
+mod output;
+mod progress;
+mod score;
+mod search;
+mod tree;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+/// Steers a large frozen language model with two small ones: weak-to-strong search.
+#[derive(Parser)]
+#[command(name = "trimtab", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer prompts with a base model guided by a tuned and an untuned small one.
+    Search(Box<search::Args>),
+    /// Score given responses: log-probabilities of a pair and their difference.
+    Score(Box<score::Args>),
+    /// Say what a model folder holds and what it needs in memory.
+    Inspect(inspect::Args),
+    /// Show weak-to-strong search on the three small models that come with trimtab.
+    Demo(demo::Args),
+}
+
+/// How a command that did not stop early went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    /// All of it.
+    Well,
+    /// Some lines of the input could not be answered; stderr says which.
+    WithFailures,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(Done::Well) => ExitCode::SUCCESS,
+        Ok(Done::WithFailures) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("trimtab: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Done> {
+    match command {
+        Command::Search(args) => search::run(*args),
+        Command::Score(args) => score::run(*args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Demo(args) => demo::run(args),
+    }
+}

@@ -1,0 +1,433 @@
+//! From flags to models that are ready to search.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+
+use clap::ValueEnum;
+
+use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
+use crate::engine::{Config, Engine, Limits, Model, Pair};
+use crate::error::{Error, Result};
+use crate::guide::{GuideTokens, PairGuide, WeightedPair};
+use crate::kv_cache::{Lifetime, PAGE_LEN};
+use crate::proposer::{Guidance, LocalProposer};
+use crate::text::{Bos, PromptFormat, Template, Tokenizer};
+
+/// Rows that run together.
+const ROWS: usize = 512;
+/// Rows whose logits exist at the same time.
+const LOGIT_ROWS: usize = 256;
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The best that there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// `--bos`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BosFlag {
+    /// What the tokenizer itself adds, unless the text already begins with it.
+    Auto,
+    /// Always one.
+    Always,
+    /// None.
+    Never,
+}
+
+/// `--guide-tokens`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GuideTokensFlag {
+    /// `ids` where the tokenizers are the same, else `text`.
+    Auto,
+    /// The base model's tokens as they are.
+    Ids,
+    /// The text, tokenised again by the guide.
+    Text,
+}
+
+/// `--compat`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// The paper's own code.
+    Reference,
+}
+
+/// What the device is and how much it may take.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: Device,
+    /// Threads of the CPU [default: all]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Memory for keys and values of all models together, such as 800M or 4G
+    /// [default: half of what is free, or less if that is enough]
+    #[arg(long, value_name = "BYTES")]
+    pub kv_memory: Option<Bytes>,
+}
+
+impl DeviceArgs {
+    /// The processor: the only device so far.
+    pub fn cpu(&self) -> Result<Arc<CpuBackend>> {
+        if self.threads == Some(0) {
+            return Err(Error::flag("--threads", "must be at least 1"));
+        }
+        let (Device::Auto | Device::Cpu) = self.device;
+        Ok(Arc::new(CpuBackend::new(self.threads)?))
+    }
+}
+
+/// The guide's models and how they are asked.
+#[derive(clap::Args, Clone, Debug)]
+pub struct GuideArgs {
+    /// Folder of the tuned small model
+    #[arg(long, value_name = "DIR", requires = "untuned")]
+    pub tuned: Option<PathBuf>,
+    /// Folder of the untuned small model
+    #[arg(long, value_name = "DIR", requires = "tuned")]
+    pub untuned: Option<PathBuf>,
+    /// A further pair; gains add up with their weights
+    #[arg(long = "guide", value_name = "TUNED,UNTUNED[,WEIGHT]")]
+    pub guides: Vec<GuideFlag>,
+    /// The guide's prompt, with {prompt} in it
+    #[arg(long, value_name = "TEXT")]
+    pub guide_template: Option<String>,
+    /// Use the models' own chat templates
+    #[arg(long)]
+    pub chat: bool,
+    /// Beginning-of-sequence tokens
+    #[arg(long, value_enum, default_value = "auto")]
+    pub bos: BosFlag,
+}
+
+impl GuideArgs {
+    /// All pairs: --tuned and --untuned, then each --guide.
+    pub fn pairs(&self) -> Vec<GuideFlag> {
+        let first = self.tuned.iter().zip(&self.untuned).map(|(tuned, untuned)| GuideFlag {
+            tuned: tuned.clone(),
+            untuned: untuned.clone(),
+            weight: 1.0,
+        });
+        first.chain(self.guides.iter().cloned()).collect()
+    }
+
+    pub fn bos(&self) -> Bos {
+        match self.bos {
+            BosFlag::Auto => Bos::Auto,
+            BosFlag::Always => Bos::Always,
+            BosFlag::Never => Bos::Never,
+        }
+    }
+
+    fn template(&self) -> Result<Template> {
+        template("--guide-template", self.guide_template.as_deref())
+    }
+}
+
+/// A template flag, or the prompt alone.
+pub fn template(flag: &str, text: Option<&str>) -> Result<Template> {
+    text.map_or_else(|| Ok(Template::default()), |text| Template::parse(flag, text))
+}
+
+/// `--guide TUNED,UNTUNED[,WEIGHT]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuideFlag {
+    pub tuned: PathBuf,
+    pub untuned: PathBuf,
+    pub weight: f64,
+}
+
+impl FromStr for GuideFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split(',').collect();
+        let (tuned, untuned, weight) = match parts[..] {
+            [tuned, untuned] => (tuned, untuned, "1"),
+            [tuned, untuned, weight] => (tuned, untuned, weight),
+            _ => return Err("must be TUNED,UNTUNED or TUNED,UNTUNED,WEIGHT".into()),
+        };
+        let weight = weight.trim().parse::<f64>().ok().filter(|weight| weight.is_finite());
+        let weight = weight.ok_or("has a weight that is not a number")?;
+        Ok(Self { tuned: tuned.into(), untuned: untuned.into(), weight })
+    }
+}
+
+/// A number of bytes with an optional K, M, G or T (powers of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub usize);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim().trim_end_matches(['B', 'b']).trim_end_matches('i');
+        let (digits, shift) = match text.chars().last().map(|c| c.to_ascii_uppercase()) {
+            Some('K') => (&text[..text.len() - 1], 10),
+            Some('M') => (&text[..text.len() - 1], 20),
+            Some('G') => (&text[..text.len() - 1], 30),
+            Some('T') => (&text[..text.len() - 1], 40),
+            _ => (text, 0),
+        };
+        let number = digits.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
+        let number = number.ok_or("must be a number of bytes such as 800M or 4G")?;
+        Ok(Self((number * (1u64 << shift) as f64) as usize))
+    }
+}
+
+/// A model that has been described but not loaded.
+pub struct Described {
+    pub folder: PathBuf,
+    pub config: Config,
+    pub tokenizer: Arc<Tokenizer>,
+}
+
+impl Described {
+    pub fn open(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            let reason = std::io::Error::other("it is not a folder with a model in it");
+            return Err(Error::io("open", folder)(reason));
+        }
+        let config = Config::open(folder)?;
+        let tokenizer = Arc::new(Tokenizer::open(folder)?);
+        if tokenizer.len() > config.vocab {
+            return Err(Error::Tokenizer {
+                path: folder.join("tokenizer.json"),
+                reason: format!(
+                    "has ids up to {}, but the model's vocab_size is {}",
+                    tokenizer.len() - 1,
+                    config.vocab
+                ),
+            });
+        }
+        Ok(Self { folder: folder.to_owned(), config, tokenizer })
+    }
+
+    fn name(&self) -> String {
+        self.folder.display().to_string()
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.config.kv_bytes_per_token() * PAGE_LEN
+    }
+
+    /// Tokens that end this model's texts.
+    pub fn eos(&self) -> Vec<u32> {
+        if self.config.eos.is_empty() {
+            self.tokenizer.eos().into_iter().collect()
+        } else {
+            self.config.eos.clone()
+        }
+    }
+}
+
+/// One pair that has been described but not loaded.
+pub struct DescribedPair {
+    pub tuned: Described,
+    pub untuned: Described,
+    pub weight: f64,
+    pub tokens: GuideTokens,
+}
+
+impl DescribedPair {
+    fn open(flag: &GuideFlag) -> Result<Self> {
+        let (tuned, untuned) = (Described::open(&flag.tuned)?, Described::open(&flag.untuned)?);
+        require_same_vocabulary(&tuned, &untuned, "tuned and untuned must be twins")?;
+        Ok(Self { tuned, untuned, weight: flag.weight, tokens: GuideTokens::Text })
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.tuned.page_bytes() + self.untuned.page_bytes()
+    }
+}
+
+/// Same id → token maps and merges, and equally many entries in the models.
+fn require_same_vocabulary(a: &Described, b: &Described, advice: &str) -> Result<()> {
+    let differ = |reason: String| Error::VocabularyMismatch {
+        a: a.name(),
+        b: b.name(),
+        reason: format!("{reason}; {advice}"),
+    };
+    a.tokenizer.same_vocabulary(&b.tokenizer).map_err(differ)?;
+    if a.config.vocab != b.config.vocab {
+        let (a, b) = (a.config.vocab, b.config.vocab);
+        return Err(differ(format!("{a} entries in the model against {b}")));
+    }
+    Ok(())
+}
+
+/// What a search needs besides the guide's own flags.
+pub struct Plan {
+    pub base: PathBuf,
+    pub base_template: Template,
+    pub guide_tokens: GuideTokensFlag,
+    pub compat: bool,
+    /// 1/β where tokens are proposed by emulated fine-tuning.
+    pub guidance: Option<f32>,
+    /// The largest search, and how many run at once.
+    pub life: Lifetime,
+    pub in_flight: usize,
+}
+
+/// A base model and its guide, ready.
+pub struct Ready<B: Backend> {
+    pub proposer: LocalProposer<B>,
+    pub guide: PairGuide<B>,
+}
+
+/// Loads everything that a search needs.
+pub fn load<B: Backend>(
+    backend: &Arc<B>,
+    plan: &Plan,
+    guide: &GuideArgs,
+    kv_memory: Option<Bytes>,
+) -> Result<Ready<B>> {
+    let base = Described::open(&plan.base)?;
+    let mut pairs =
+        guide.pairs().iter().map(DescribedPair::open).collect::<Result<Vec<DescribedPair>>>()?;
+    for pair in &mut pairs {
+        pair.tokens = guide_tokens(&base, pair, plan)?;
+        if plan.guidance.is_some() {
+            let advice = "--method eft adds logits entry by entry and needs the same vocabulary";
+            require_same_vocabulary(&base, &pair.tuned, advice)?;
+        }
+    }
+    let copies = if plan.guidance.is_some() { 2 } else { 1 };
+    let page_bytes =
+        base.page_bytes() + copies * pairs.iter().map(DescribedPair::page_bytes).sum::<usize>();
+    let contexts = pairs.iter().flat_map(|pair| [&pair.tuned, &pair.untuned]).chain([&base]);
+    let context = contexts.map(|model| model.config.context).max().unwrap_or(0);
+    let pages = pages(page_bytes, context, plan, kv_memory)?;
+    let limits = Limits { pages, rows: ROWS, logit_rows: LOGIT_ROWS };
+
+    let bos = if plan.compat { Bos::Never } else { guide.bos() };
+    let (chat, guide_template) = (guide.chat, guide.template()?);
+    let eos = base.eos();
+    let engine =
+        Engine::new(backend.clone(), Model::open(&**backend, &base.folder, None)?, limits)?;
+    let weighted = pairs
+        .into_iter()
+        .map(|pair| load_pair(backend, pair, limits, copies, &guide_template, chat, bos))
+        .collect::<Result<Vec<_>>>()?;
+    let guidance = plan.guidance.map_or_else(Vec::new, |strength| {
+        let shifted = weighted.iter().map(|pair| Guidance {
+            pair: pair.pair.clone(),
+            format: pair.format.clone(),
+            weight: strength * pair.weight as f32,
+        });
+        shifted.collect()
+    });
+    let template = plan.base_template.clone();
+    let format = PromptFormat { tokenizer: base.tokenizer, template, chat, bos };
+    Ok(Ready {
+        proposer: LocalProposer::new(engine, format, eos, guidance),
+        guide: PairGuide::new(weighted, plan.compat),
+    })
+}
+
+/// Loads pairs alone, for scoring texts.
+pub fn load_guide<B: Backend>(
+    backend: &Arc<B>,
+    guide: &GuideArgs,
+    tokens: GuideTokens,
+    kv_memory: Option<Bytes>,
+) -> Result<(PairGuide<B>, Arc<Tokenizer>)> {
+    let mut pairs =
+        guide.pairs().iter().map(DescribedPair::open).collect::<Result<Vec<DescribedPair>>>()?;
+    let Some(first) = pairs.first() else {
+        return Err(Error::flag("--tuned", "and --untuned (or --guide) are needed"));
+    };
+    let tokenizer = first.tuned.tokenizer.clone();
+    pairs.iter_mut().for_each(|pair| pair.tokens = tokens);
+    let page_bytes = pairs.iter().map(DescribedPair::page_bytes).sum::<usize>();
+    let context = pairs.iter().map(|pair| pair.tuned.config.context).max().unwrap_or(0);
+    let wanted = 64 * context.div_ceil(PAGE_LEN);
+    let limits = Limits {
+        pages: wanted.min(budget(kv_memory) / page_bytes).max(1),
+        rows: ROWS,
+        logit_rows: 1,
+    };
+    let template = guide.template()?;
+    let weighted = pairs
+        .into_iter()
+        .map(|pair| load_pair(backend, pair, limits, 1, &template, guide.chat, guide.bos()))
+        .collect::<Result<Vec<_>>>()?;
+    Ok((PairGuide::new(weighted, false), tokenizer))
+}
+
+fn load_pair<B: Backend>(
+    backend: &Arc<B>,
+    pair: DescribedPair,
+    limits: Limits,
+    copies: usize,
+    template: &Template,
+    chat: bool,
+    bos: Bos,
+) -> Result<WeightedPair<B>> {
+    let DescribedPair { tuned, untuned, weight, tokens } = pair;
+    let proposal_pages = (copies - 1) * limits.pages;
+    let limits = Limits { pages: copies * limits.pages, ..limits };
+    let eos = tuned.tokenizer.eos().or(tuned.eos().first().copied());
+    let pair = Pair::open(backend, &tuned.folder, &untuned.folder, limits, proposal_pages)?;
+    let format = PromptFormat { tokenizer: tuned.tokenizer, template: template.clone(), chat, bos };
+    Ok(WeightedPair { pair: Arc::new(Mutex::new(pair)), weight, format, tokens, eos })
+}
+
+/// How the base model's responses become this pair's tokens.
+fn guide_tokens(base: &Described, pair: &DescribedPair, plan: &Plan) -> Result<GuideTokens> {
+    let same = base.tokenizer.same_vocabulary(&pair.tuned.tokenizer);
+    match (plan.guide_tokens, same) {
+        (GuideTokensFlag::Ids, _) if plan.compat => {
+            Err(Error::flag("--guide-tokens", "must be text with --compat reference"))
+        }
+        (GuideTokensFlag::Ids, Err(reason)) => Err(Error::VocabularyMismatch {
+            a: base.name(),
+            b: pair.tuned.name(),
+            reason: format!("{reason}; use --guide-tokens text"),
+        }),
+        (GuideTokensFlag::Auto, Ok(())) if !plan.compat => Ok(GuideTokens::Ids),
+        (GuideTokensFlag::Ids, Ok(())) => Ok(GuideTokens::Ids),
+        _ => Ok(GuideTokens::Text),
+    }
+}
+
+/// Pages for each model: enough for all searches in flight, if the memory is there.
+fn pages(
+    page_bytes: usize,
+    context: usize,
+    plan: &Plan,
+    kv_memory: Option<Bytes>,
+) -> Result<usize> {
+    // Text that another tokenizer reads may need twice the pages.
+    let life = Lifetime {
+        response: (2 * plan.life.response).min(context),
+        chunk: plan.life.chunk.saturating_mul(2).min(context),
+        ..plan.life
+    };
+    let enough = plan.in_flight.saturating_mul(life.pages(context));
+    let affordable = budget(kv_memory) / page_bytes;
+    if affordable == 0 {
+        let reason = format!("must be at least {page_bytes} bytes, one page of all models");
+        return Err(Error::flag("--kv-memory", reason));
+    }
+    Ok(enough.min(affordable).min(1 << 30))
+}
+
+/// Bytes for keys and values: what the user said, or half of what is free.
+fn budget(kv_memory: Option<Bytes>) -> usize {
+    kv_memory.map_or_else(|| available_memory().map_or(1 << 30, |bytes| bytes / 2), |bytes| bytes.0)
+}
+
+/// Memory that programs can still have, where the system says so (Linux).
+pub fn available_memory() -> Option<usize> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<usize>().ok().map(|kib| kib * 1024)
+}

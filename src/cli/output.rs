@@ -1,0 +1,291 @@
+//! Lines of JSON out: in input order, whole lines only, and nothing twice after a restart.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::input::{Item, PromptItem};
+use crate::error::{Error, Result};
+use crate::search::{Chunk, Outcome};
+use crate::text::Prompt;
+
+/// An answer.
+#[derive(Serialize)]
+pub struct Answer<'a> {
+    pub id: &'a Value,
+    pub prompt: &'a Prompt,
+    pub response: String,
+    pub gain: Option<f64>,
+    pub logp_tuned: Option<f64>,
+    pub logp_untuned: Option<f64>,
+    pub tokens: usize,
+    pub finish_reason: &'static str,
+    pub seed: u64,
+    pub method: &'a str,
+}
+
+impl<'a> Answer<'a> {
+    /// From a search's outcome; without a guide there is no gain.
+    pub fn new(
+        item: &'a PromptItem,
+        outcome: &Outcome,
+        guided: bool,
+        seed: u64,
+        method: &'a str,
+    ) -> Self {
+        let score = guided.then_some(outcome.score);
+        Self {
+            id: &item.id,
+            prompt: &item.prompt,
+            response: outcome.response.to_text(),
+            gain: score.map(|score| score.gain),
+            logp_tuned: score.map(|score| score.logp_tuned),
+            logp_untuned: score.map(|score| score.logp_untuned),
+            tokens: outcome.response.tokens.len(),
+            finish_reason: outcome.finish.reason(),
+            seed,
+            method,
+        }
+    }
+}
+
+/// A prompt that could not be answered.
+#[derive(Serialize)]
+pub struct Failure<'a> {
+    pub id: &'a Value,
+    pub error: String,
+}
+
+/// One step of a search in a trace file.
+#[derive(Serialize)]
+struct TraceLine<'a> {
+    id: &'a Value,
+    line: usize,
+    chunk: usize,
+    #[serde(flatten)]
+    content: &'a Chunk,
+}
+
+/// A JSON line with its line break.
+pub fn json_line(value: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).expect("plain data becomes JSON");
+    line.push(b'\n');
+    line
+}
+
+/// A search's steps as lines of a trace file.
+pub fn trace_lines(id: &Value, line: usize, trace: &[Chunk]) -> Vec<u8> {
+    let lines = trace.iter().enumerate();
+    lines.flat_map(|(chunk, content)| json_line(&TraceLine { id, line, chunk, content })).collect()
+}
+
+/// Where to write, and what must have been written there before.
+pub struct Target<'a> {
+    /// `--output`; stdout if none.
+    pub output: Option<&'a Path>,
+    /// `--trace`
+    pub trace: Option<&'a Path>,
+    /// `--resume`
+    pub resume: bool,
+    /// All that determines the answers; kept beside the output.
+    pub settings: Value,
+}
+
+/// Takes answers in any order and writes them in input order.
+pub struct Sink {
+    output: Output,
+    trace: Option<Output>,
+    /// The next answer to be written.
+    next: usize,
+    waiting: BTreeMap<usize, Lines>,
+}
+
+struct Lines {
+    answer: Vec<u8>,
+    trace: Vec<u8>,
+}
+
+struct Output {
+    path: PathBuf,
+    writer: Box<dyn Write + Send>,
+}
+
+impl Output {
+    /// Whole lines in one write, so that a kill cannot leave half a line but at a page's edge,
+    /// which `--resume` mends.
+    fn write(&mut self, lines: &[u8]) -> Result<()> {
+        let written = self.writer.write_all(lines).and_then(|()| self.writer.flush());
+        written.map_err(Error::io("write to", &self.path))
+    }
+}
+
+impl Sink {
+    /// Opens the outputs. Returns how many of `items`, from the first on, are there already.
+    pub fn open(target: &Target<'_>, items: &[Item<PromptItem>]) -> Result<(Self, usize)> {
+        let Some(path) = target.output else {
+            if target.resume {
+                return Err(Error::flag("--resume", "needs --output, the file to go on with"));
+            }
+            let output = Output { path: "stdout".into(), writer: Box::new(std::io::stdout()) };
+            let trace = target.trace.map(|path| create(path, false)).transpose()?;
+            let trace = trace.map(|(path, file)| Output { path, writer: Box::new(file) });
+            return Ok((Self { output, trace, next: 0, waiting: BTreeMap::new() }, 0));
+        };
+        let (path, mut file) = create(path, target.resume)?;
+        let settings_path = settings_path(&path);
+        let mut finished = 0;
+        if target.resume && file.metadata().is_ok_and(|data| data.len() > 0) {
+            check_settings(&path, &settings_path, &target.settings)?;
+            finished = finished_answers(&path, &mut file, items)?;
+        } else {
+            let mut text = serde_json::to_string_pretty(&target.settings).expect("plain JSON");
+            text.push('\n');
+            std::fs::write(&settings_path, text).map_err(Error::io("write to", settings_path))?;
+        }
+        let trace = target.trace.map(|path| resume_trace(path, target.resume, items, finished));
+        let output = Output { path, writer: Box::new(file) };
+        Ok((
+            Self { output, trace: trace.transpose()?, next: finished, waiting: BTreeMap::new() },
+            finished,
+        ))
+    }
+
+    /// Takes the answer of item `index`, counted from 0, and writes all that are due.
+    pub fn push(&mut self, index: usize, answer: Vec<u8>, trace: Vec<u8>) -> Result<()> {
+        self.waiting.insert(index, Lines { answer, trace });
+        while let Some(lines) = self.waiting.remove(&self.next) {
+            // The trace first: an answer that is there has its trace.
+            if let Some(trace) = &mut self.trace {
+                trace.write(&lines.trace)?;
+            }
+            self.output.write(&lines.answer)?;
+            self.next += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Beside the output, what it was made with.
+fn settings_path(output: &Path) -> PathBuf {
+    let mut name = output.as_os_str().to_owned();
+    name.push(".settings.json");
+    name.into()
+}
+
+/// A file that must be new unless `resume`, locked against a second process.
+fn create(path: &Path, resume: bool) -> Result<(PathBuf, File)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(resume).create_new(!resume);
+    let file = options.open(path).map_err(|source| {
+        let source = if source.kind() == std::io::ErrorKind::AlreadyExists {
+            std::io::Error::other("it exists; go on with it by --resume, or name another file")
+        } else {
+            source
+        };
+        Error::Io { action: "create", path: path.to_owned(), source }
+    })?;
+    if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
+        let source = std::io::Error::other("another process is writing to it");
+        return Err(Error::io("write to", path)(source));
+    }
+    Ok((path.to_owned(), file))
+}
+
+/// Refuses to go on with an output that was made in another way.
+fn check_settings(output: &Path, path: &Path, now: &Value) -> Result<()> {
+    let refuse = |reason: String| Error::flag("--resume", reason);
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let before: Value = serde_json::from_str(&text)
+        .map_err(|error| refuse(format!("finds no settings in {}: {error}", path.display())))?;
+    let (Value::Object(before), Value::Object(now)) = (&before, now) else {
+        return Err(refuse(format!("finds no settings in {}", path.display())));
+    };
+    let changed = now.iter().find(|(key, value)| before.get(*key) != Some(value));
+    match changed {
+        None => Ok(()),
+        Some((key, value)) => Err(refuse(format!(
+            "cannot go on with {}: it was made with {key} = {}, not {value}",
+            output.display(),
+            before.get(key).unwrap_or(&Value::Null)
+        ))),
+    }
+}
+
+/// Counts the answers in `file`, which must be those of the first items, and cuts a torn line.
+fn finished_answers(path: &Path, file: &mut File, items: &[Item<PromptItem>]) -> Result<usize> {
+    let mut end = 0;
+    let mut finished = 0;
+    for line in whole_lines(path, file)? {
+        let refuse = |reason: &str| Error::Line {
+            path: path.to_owned(),
+            line: finished + 1,
+            reason: reason.into(),
+        };
+        let answer: Value = serde_json::from_slice(&line)
+            .map_err(|_| refuse("is not an answer of trimtab; --resume cannot go on with it"))?;
+        let Some(item) = items.get(finished) else {
+            return Err(refuse(
+                "there are more answers than prompts; is it another prompts file's?",
+            ));
+        };
+        let expected = match &item.content {
+            Ok(item) => item.id.clone(),
+            Err(_) => item.line.into(),
+        };
+        let prompt = item.content.as_ref().ok().map(|item| serde_json::json!(item.prompt));
+        let other_prompt = answer.get("prompt").is_some_and(|p| Some(p) != prompt.as_ref());
+        if answer.get("id") != Some(&expected) || other_prompt {
+            return Err(refuse("answers another prompt; is it another prompts file's?"));
+        }
+        end += line.len() as u64;
+        finished += 1;
+    }
+    cut(path, file, end)?;
+    Ok(finished)
+}
+
+/// Opens a trace and cuts all lines of items that are not finished.
+fn resume_trace(
+    path: &Path,
+    resume: bool,
+    items: &[Item<PromptItem>],
+    finished: usize,
+) -> Result<Output> {
+    let (path, mut file) = create(path, resume)?;
+    let done: std::collections::HashSet<usize> =
+        items[..finished].iter().map(|item| item.line).collect();
+    let mut end = 0;
+    for line in whole_lines(&path, &mut file)? {
+        let traced: Option<Value> = serde_json::from_slice(&line).ok();
+        let number = traced.as_ref().and_then(|line| line.get("line")).and_then(Value::as_u64);
+        if !number.is_some_and(|number| done.contains(&(number as usize))) {
+            break;
+        }
+        end += line.len() as u64;
+    }
+    cut(&path, &mut file, end)?;
+    Ok(Output { path, writer: Box::new(file) })
+}
+
+/// All lines that end with a line break, with it.
+fn whole_lines(path: &Path, file: &mut File) -> Result<Vec<Vec<u8>>> {
+    let mut reader = BufReader::new(file);
+    let mut lines = Vec::new();
+    loop {
+        let mut line = Vec::new();
+        reader.read_until(b'\n', &mut line).map_err(Error::io("read", path))?;
+        if line.last() != Some(&b'\n') {
+            return Ok(lines);
+        }
+        lines.push(line);
+    }
+}
+
+fn cut(path: &Path, file: &mut File, end: u64) -> Result<()> {
+    let cut = file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end)));
+    cut.map(|_| ()).map_err(Error::io("write to", path))
+}

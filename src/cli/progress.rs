@@ -1,0 +1,54 @@
+//! How far a command has come, on stderr.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar on a terminal, nothing elsewhere; a closing line on both.
+pub struct Progress {
+    bar: ProgressBar,
+    started: Instant,
+    tokens: usize,
+    done: usize,
+}
+
+impl Progress {
+    /// Of `total` prompts, `finished` of which were done before.
+    pub fn new(total: usize, finished: usize) -> Self {
+        // Draws to stderr, and only if that is a terminal.
+        let bar = ProgressBar::new(total as u64).with_position(finished as u64);
+        let style = "{wide_bar} {pos}/{len} prompts · {msg} · {eta} left";
+        bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+        bar.reset_eta();
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self { bar, started: Instant::now(), tokens: 0, done: 0 }
+    }
+
+    /// One more prompt with so many tokens in its answer.
+    pub fn done(&mut self, tokens: usize) {
+        self.tokens += tokens;
+        self.done += 1;
+        self.bar.set_message(format!("{:.0} tokens/s", self.rate()));
+        self.bar.inc(1);
+    }
+
+    /// A message above the bar.
+    pub fn say(&self, message: &str) {
+        self.bar.suspend(|| eprintln!("{message}"));
+    }
+
+    /// Removes the bar and sums up.
+    pub fn finish(self, device: &str) {
+        self.bar.finish_and_clear();
+        let (done, tokens, rate) = (self.done, self.tokens, self.rate());
+        let seconds = self.started.elapsed().as_secs_f64();
+        let prompts = if done == 1 { "prompt" } else { "prompts" };
+        eprintln!(
+            "{done} {prompts}, {tokens} answer tokens in {seconds:.2} s ({rate:.0} tokens/s) on {device}"
+        );
+    }
+
+    fn rate(&self) -> f64 {
+        self.tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
+    }
+}

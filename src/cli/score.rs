@@ -1,0 +1,177 @@
+//! `trimtab score`
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::Done;
+use super::input::{self, Item};
+use super::models::{self, DeviceArgs, GuideArgs};
+use super::output::json_line;
+use super::progress::Progress;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::guide::{Guide, GuideTokens, PairGuide, Score, Scoring};
+use crate::kv_cache::Lifetime;
+use crate::proposer::{Finish, Response};
+use crate::text::{Bos, Prompt, Tokenizer};
+
+/// Lines scored together.
+const BATCH: usize = 32;
+
+/// How prompt and response become tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tokens {
+    /// Prompt and response are joined and tokenised as one text.
+    Text,
+    /// The response is tokenised by itself.
+    Ids,
+}
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    guide: GuideArgs,
+    /// A file of lines {"prompt": …, "response": …, "eos": true|false}; - is standard input
+    #[arg(long, value_name = "PAIRS.jsonl")]
+    input: PathBuf,
+    /// How prompt and response become tokens
+    #[arg(long, value_enum, default_value = "text")]
+    guide_tokens: Tokens,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PairLine {
+    prompt: Prompt,
+    response: String,
+    #[serde(default)]
+    eos: bool,
+}
+
+#[derive(Serialize)]
+struct ScoreLine {
+    logp_tuned: f64,
+    logp_untuned: f64,
+    gain: f64,
+    tokens: usize,
+}
+
+#[derive(Serialize)]
+struct FailureLine {
+    line: usize,
+    error: String,
+}
+
+pub fn run(args: Args) -> Result<Done> {
+    let cpu = args.device.cpu()?;
+    cpu.clone().enter(|| score(&cpu, &args))
+}
+
+fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
+    let path = input::path_or_stdin(&args.input);
+    let tokens = match args.guide_tokens {
+        Tokens::Text => GuideTokens::Text,
+        Tokens::Ids => GuideTokens::Ids,
+    };
+    let (mut guide, tokenizer) =
+        models::load_guide(backend, &args.guide, tokens, args.device.kv_memory)?;
+    let items = input::lines::<PairLine>(&path)?;
+    let mut progress = Progress::new(items.len(), 0);
+    let mut stdout = std::io::stdout().lock();
+    let mut done = Done::Well;
+    for batch in items.chunks(BATCH) {
+        for (item, result) in batch.iter().zip(score_batch(&mut guide, &tokenizer, tokens, batch)?)
+        {
+            let line = match result {
+                Ok(Score { logp_tuned, logp_untuned, gain, tokens }) => {
+                    progress.done(tokens);
+                    json_line(&ScoreLine { logp_tuned, logp_untuned, gain, tokens })
+                }
+                Err(error) => {
+                    done = Done::WithFailures;
+                    let error = in_line(error, &path, item.line).to_string();
+                    progress.say(&format!("trimtab: {error}"));
+                    json_line(&FailureLine { line: item.line, error })
+                }
+            };
+            let written = stdout.write_all(&line).and_then(|()| stdout.flush());
+            written.map_err(Error::io("write to", "stdout"))?;
+        }
+    }
+    progress.finish(&backend.describe());
+    Ok(done)
+}
+
+/// An error of one line, with its number.
+fn in_line(error: Error, path: &Path, line: usize) -> Error {
+    match error {
+        Error::Message(message) => Error::Message(message),
+        error => Error::Line { path: path.to_owned(), line, reason: error.to_string() },
+    }
+}
+
+/// One result per line; lines whose prompts cannot be run are left out of the batch.
+fn score_batch<B: Backend>(
+    guide: &mut PairGuide<B>,
+    tokenizer: &Tokenizer,
+    tokens: GuideTokens,
+    batch: &[Item<PairLine>],
+) -> Result<Vec<Result<Score>>> {
+    let prepared: Vec<_> = batch
+        .iter()
+        .map(|item| {
+            let pair = item.content.as_ref().map_err(|e| Error::Message(e.to_string()))?;
+            let response = response(tokenizer, tokens, pair)?;
+            let life = Lifetime {
+                response: response.tokens.len().max(1),
+                chunk: usize::MAX,
+                beams: 1,
+                candidates: 1,
+            };
+            Ok((guide.prepare(&pair.prompt, &life)?, response))
+        })
+        .collect();
+    let good: Vec<_> = prepared.iter().filter_map(|prepared| prepared.as_ref().ok()).collect();
+    let prompts: Vec<_> = good.iter().map(|(prompt, _)| prompt).collect();
+    let mut states = guide.open(&prompts)?;
+    let mut items: Vec<_> = states
+        .iter_mut()
+        .zip(&good)
+        .map(|(state, (_, response))| Scoring { state, response })
+        .collect();
+    let mut scores = guide.score(&mut items)?.into_iter();
+    Ok(prepared
+        .iter()
+        .map(|prepared| match prepared {
+            Ok(_) => scores.next().expect("a score for each response"),
+            Err(error) => Err(match error {
+                Error::Line { .. } | Error::Message(_) => Error::Message(error.to_string()),
+                error => Error::flag("this line", format!("cannot be scored: {error}")),
+            }),
+        })
+        .collect())
+}
+
+fn response(tokenizer: &Tokenizer, tokens: GuideTokens, pair: &PairLine) -> Result<Response> {
+    let mut ids = match tokens {
+        GuideTokens::Text => Vec::new(),
+        GuideTokens::Ids => tokenizer.encode(&pair.response, Bos::Never)?,
+    };
+    if pair.eos {
+        let reason = "is true, but the tokenizer has no end-of-sequence token";
+        ids.push(tokenizer.eos().ok_or_else(|| Error::flag("eos", reason))?);
+    }
+    Ok(Response {
+        tokens: ids,
+        text: pair.response.clone().into_bytes(),
+        stop: None,
+        // Given whole: a response without an end is one that was cut.
+        finish: Some(if pair.eos { Finish::Eos } else { Finish::Length }),
+    })
+}

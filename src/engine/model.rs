@@ -1,0 +1,288 @@
+//! A checkpoint's tensors laid out for a backend.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::config::{Activation, Config, Norm, Position};
+use super::{gpt2, llama};
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::tensor::{HostMatrix, bf16};
+use crate::weights::Checkpoint;
+
+/// What a family calls its tensors. With `.weight` and `.bias` left out where both may exist.
+pub struct Names {
+    /// In front of every name but the head's; some files leave it out.
+    pub prefix: &'static str,
+    /// `[vocab, width]`
+    pub embedding: &'static str,
+    /// `[context, width]`, where positions are learned.
+    pub positions: &'static str,
+    /// Before a layer's number.
+    pub layers: &'static str,
+    /// The norm before attention.
+    pub attention_norm: &'static str,
+    /// Queries, keys and values, together or one by one.
+    pub qkv: &'static [&'static str],
+    /// Attention's output.
+    pub output: &'static str,
+    /// The norm before the MLP.
+    pub mlp_norm: &'static str,
+    /// Into the MLP: one matrix, or gate and up.
+    pub up: &'static [&'static str],
+    /// Out of the MLP.
+    pub down: &'static str,
+    /// The norm before the head.
+    pub final_norm: &'static str,
+    /// `[vocab, width]`, where the head is not tied.
+    pub head: &'static str,
+    /// Matrices are stored `[in, out]`.
+    pub conv1d: bool,
+}
+
+/// A model's weights on a device.
+pub struct Model<B: Backend> {
+    /// What the model is.
+    pub config: Config,
+    /// The files, still mapped: a twin compares its tensors with them.
+    pub checkpoint: Checkpoint,
+    pub(super) embedding: Arc<B::Matrix>,
+    pub(super) positions: Option<Arc<B::Matrix>>,
+    pub(super) layers: Vec<Layer<B>>,
+    pub(super) final_norm: NormWeights<B>,
+    pub(super) head: Arc<B::Matrix>,
+    /// Matrices that are the twin's own, stored once.
+    pub shared_matrices: usize,
+}
+
+pub(super) struct Layer<B: Backend> {
+    pub attention_norm: NormWeights<B>,
+    pub qkv: Linear<B>,
+    pub output: Linear<B>,
+    pub mlp_norm: NormWeights<B>,
+    pub up: Linear<B>,
+    pub down: Linear<B>,
+}
+
+pub(super) struct NormWeights<B: Backend> {
+    /// `[width]`
+    pub weight: B::Buffer<f32>,
+    /// `[width]`, for a layer norm.
+    pub bias: Option<B::Buffer<f32>>,
+}
+
+pub(super) struct Linear<B: Backend> {
+    /// `[out, in]`
+    pub weight: Arc<B::Matrix>,
+    /// `[out]`
+    pub bias: Option<B::Buffer<f32>>,
+}
+
+impl<B: Backend> Model<B> {
+    /// Loads the model in `folder`. Matrices that are byte for byte those of `twin` are taken
+    /// from it and stored once.
+    pub fn open(backend: &B, folder: &Path, twin: Option<&Model<B>>) -> Result<Self> {
+        let config = Config::open(folder)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        let names = if config.architecture == gpt2::NAME { &gpt2::NAMES } else { &llama::NAMES };
+        let prefixed = checkpoint.contains(&format!("{}{}", names.prefix, names.embedding));
+        let prefix = if prefixed { names.prefix } else { "" };
+        let twin = twin.filter(|twin| {
+            twin.config.architecture == config.architecture
+                && twin.checkpoint.contains(&format!("{prefix}{}", names.embedding))
+        });
+        let mut loader = Loader {
+            backend,
+            names,
+            prefix,
+            config: &config,
+            checkpoint: &checkpoint,
+            twin,
+            shared: 0,
+        };
+
+        let (vocab, width) = (config.vocab, config.width);
+        let theirs = twin.map(|twin| twin.embedding.clone());
+        let embedding = loader.table(names.embedding, vocab, theirs)?;
+        let positions = match config.position {
+            Position::Learned => {
+                let theirs = twin.and_then(|twin| twin.positions.clone());
+                Some(loader.table(names.positions, config.context, theirs)?)
+            }
+            Position::Rotary(_) => None,
+        };
+        let layers = (0..config.layers).map(|i| loader.layer(i)).collect::<Result<_>>()?;
+        let final_norm = loader.norm(names.final_norm)?;
+        let head = if config.tied_head {
+            embedding.clone()
+        } else {
+            let theirs = twin.filter(|twin| !twin.config.tied_head).map(|twin| twin.head.clone());
+            loader.matrix(&[(names.head.to_owned(), vocab)], width, false, theirs)?
+        };
+        let shared_matrices = loader.shared;
+        Ok(Self {
+            config,
+            checkpoint,
+            embedding,
+            positions,
+            layers,
+            final_norm,
+            head,
+            shared_matrices,
+        })
+    }
+}
+
+/// Reads tensors by their family's names.
+struct Loader<'a, B: Backend> {
+    backend: &'a B,
+    names: &'static Names,
+    prefix: &'static str,
+    config: &'a Config,
+    checkpoint: &'a Checkpoint,
+    twin: Option<&'a Model<B>>,
+    shared: usize,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn layer(&mut self, index: usize) -> Result<Layer<B>> {
+        let Config { width, heads, feed_forward, biases, .. } = *self.config;
+        let names = self.names;
+        let prefix = format!("{}.{index}.", names.layers);
+        let at = |name: &str| format!("{prefix}{name}");
+        let qkv_parts: &[usize] = match names.qkv.len() {
+            1 => &[heads.qkv_width()],
+            _ => &[heads.query_width(), heads.kv * heads.dim, heads.kv * heads.dim],
+        };
+        let up_parts: &[usize] = match self.config.activation {
+            Activation::Gelu => &[feed_forward],
+            Activation::SiluGate => &[feed_forward, feed_forward],
+        };
+        let named = |names: &[&str], rows: &[usize]| -> Vec<(String, usize)> {
+            names.iter().zip(rows).map(|(name, &rows)| (at(name), rows)).collect()
+        };
+        let twin = self.twin.and_then(|twin| twin.layers.get(index));
+        let theirs =
+            |pick: fn(&Layer<B>) -> &Linear<B>| twin.map(|layer| pick(layer).weight.clone());
+        Ok(Layer {
+            attention_norm: self.norm(&at(names.attention_norm))?,
+            qkv: self.linear(
+                &named(names.qkv, qkv_parts),
+                width,
+                biases.qkv,
+                theirs(|l| &l.qkv),
+            )?,
+            output: self.linear(
+                &[(at(names.output), width)],
+                heads.query_width(),
+                biases.output,
+                theirs(|l| &l.output),
+            )?,
+            mlp_norm: self.norm(&at(names.mlp_norm))?,
+            up: self.linear(&named(names.up, up_parts), width, biases.mlp, theirs(|l| &l.up))?,
+            down: self.linear(
+                &[(at(names.down), width)],
+                feed_forward,
+                biases.mlp,
+                theirs(|l| &l.down),
+            )?,
+        })
+    }
+
+    fn norm(&self, name: &str) -> Result<NormWeights<B>> {
+        let width = self.config.width;
+        let weight = self.vector(&[(format!("{name}.weight"), width)])?;
+        let bias = match self.config.norm {
+            Norm::Layer(_) => Some(self.vector(&[(format!("{name}.bias"), width)])?),
+            Norm::Rms(_) => None,
+        };
+        Ok(NormWeights { weight, bias })
+    }
+
+    /// Matrices with equal inputs, stacked into one.
+    fn linear(
+        &mut self,
+        parts: &[(String, usize)],
+        inputs: usize,
+        bias: bool,
+        theirs: Option<Arc<B::Matrix>>,
+    ) -> Result<Linear<B>> {
+        let with = |suffix: &str| -> Vec<(String, usize)> {
+            parts
+                .iter()
+                .map(|(name, rows)| (format!("{}{name}.{suffix}", self.prefix), *rows))
+                .collect()
+        };
+        let (weights, biases) = (with("weight"), with("bias"));
+        let bias = if bias { Some(self.stacked_vector(&biases)?) } else { None };
+        Ok(Linear { weight: self.matrix(&weights, inputs, self.names.conv1d, theirs)?, bias })
+    }
+
+    fn table(
+        &mut self,
+        name: &str,
+        rows: usize,
+        theirs: Option<Arc<B::Matrix>>,
+    ) -> Result<Arc<B::Matrix>> {
+        let parts = [(format!("{}{name}", self.prefix), rows)];
+        self.matrix(&parts, self.config.width, false, theirs)
+    }
+
+    /// The parts, `(full name, rows)`, stacked; `[in, out]` in the file if `transposed`. `theirs`
+    /// is the twin's matrix of the same name.
+    fn matrix(
+        &mut self,
+        parts: &[(String, usize)],
+        cols: usize,
+        transposed: bool,
+        theirs: Option<Arc<B::Matrix>>,
+    ) -> Result<Arc<B::Matrix>> {
+        let shape = |rows| if transposed { [cols, rows] } else { [rows, cols] };
+        let views = parts
+            .iter()
+            .map(|(name, rows)| self.checkpoint.tensor(name, &shape(*rows)))
+            .collect::<Result<Vec<_>>>()?;
+        if let (Some(twin), Some(matrix)) = (self.twin, theirs)
+            && parts.iter().zip(&views).all(|((name, rows), view)| {
+                twin.checkpoint
+                    .tensor(name, &shape(*rows))
+                    .is_ok_and(|other| view.same_bytes(&other))
+            })
+        {
+            self.shared += 1;
+            return Ok(matrix);
+        }
+        let mut data: Vec<bf16> = Vec::new();
+        for ((_, rows), view) in parts.iter().zip(&views) {
+            let part = view.to_bf16();
+            if transposed {
+                data.extend(
+                    (0..*rows)
+                        .flat_map(|row| (0..cols).map(move |col| (row, col)))
+                        .map(|(row, col)| part[col * rows + row]),
+                );
+            } else {
+                data.extend(part);
+            }
+        }
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        Ok(Arc::new(self.backend.matrix(HostMatrix::new(rows, cols, data))?))
+    }
+
+    fn vector(&self, parts: &[(String, usize)]) -> Result<B::Buffer<f32>> {
+        let full: Vec<_> =
+            parts.iter().map(|(name, len)| (format!("{}{name}", self.prefix), *len)).collect();
+        self.stacked_vector(&full)
+    }
+
+    /// The parts, `(full name, length)`, one after the other.
+    fn stacked_vector(&self, parts: &[(String, usize)]) -> Result<B::Buffer<f32>> {
+        let mut data = Vec::new();
+        for (name, len) in parts {
+            data.extend(self.checkpoint.tensor(name, &[*len])?.to_f32());
+        }
+        let mut buffer = self.backend.alloc(data.len())?;
+        self.backend.upload(&data, &mut buffer)?;
+        Ok(buffer)
+    }
+}

@@ -1,0 +1,180 @@
+//! The one forward pass. Families differ by data and by three matches: norm, position,
+//! activation.
+
+use super::batch::Batch;
+use super::config::{Activation, Config, Norm, Position};
+use super::model::{Layer, Linear, Model, NormWeights};
+use crate::backend::{Attention, Backend, PoolShape};
+use crate::error::Result;
+use crate::tensor::bf16;
+
+/// Activations of one batch, allocated once.
+pub(super) struct Activations<B: Backend> {
+    /// The residual stream, `[rows, width]`.
+    pub x: B::Buffer<f32>,
+    /// `[rows, width]`
+    normed: B::Buffer<bf16>,
+    /// `[rows, (q + 2 kv) * head_dim]`
+    qkv: B::Buffer<bf16>,
+    /// `[rows, q * head_dim]`
+    attended: B::Buffer<bf16>,
+    /// `[rows, feed_forward]`, or gate and up side by side.
+    up: B::Buffer<bf16>,
+    /// `[rows, feed_forward]`, for a gated MLP.
+    gated: B::Buffer<bf16>,
+}
+
+impl<B: Backend> Activations<B> {
+    pub fn new(backend: &B, config: &Config, rows: usize) -> Result<Self> {
+        let (up, gated) = match config.activation {
+            Activation::Gelu => (config.feed_forward, 0),
+            Activation::SiluGate => (2 * config.feed_forward, config.feed_forward),
+        };
+        Ok(Self {
+            x: backend.alloc(rows * config.width)?,
+            normed: backend.alloc(rows * config.width)?,
+            qkv: backend.alloc(rows * config.heads.qkv_width())?,
+            attended: backend.alloc(rows * config.heads.query_width())?,
+            up: backend.alloc(rows * up)?,
+            gated: backend.alloc(rows * gated)?,
+        })
+    }
+}
+
+/// A model's keys and values on the device.
+pub(super) struct Pool<B: Backend> {
+    pub shape: PoolShape,
+    /// Laid out as [`PoolShape`] says.
+    pub data: B::Buffer<bf16>,
+    /// `[positions, head_dim]`: cosines, then sines; empty for learned positions.
+    pub cos_sin: B::Buffer<f32>,
+}
+
+impl<B: Backend> Model<B> {
+    /// Runs the batch through all layers: writes its keys and values to the pool and leaves the
+    /// residual stream before the final norm in `a.x`.
+    pub(super) fn forward(
+        &self,
+        backend: &B,
+        batch: &Batch<B>,
+        pool: &mut Pool<B>,
+        a: &mut Activations<B>,
+    ) -> Result<()> {
+        backend.embed(batch.rows, &batch.tokens, &self.embedding, &mut a.x)?;
+        if let Some(table) = &self.positions {
+            backend.embed_add(batch.rows, &batch.positions, table, &mut a.x)?;
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.attend(backend, batch, index, layer, pool, a)?;
+            self.feed_forward(backend, batch.rows, layer, a)?;
+        }
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        backend: &B,
+        batch: &Batch<B>,
+        index: usize,
+        layer: &Layer<B>,
+        pool: &mut Pool<B>,
+        a: &mut Activations<B>,
+    ) -> Result<()> {
+        let (rows, heads) = (batch.rows, self.config.heads);
+        self.norm(backend, rows, &a.x, &layer.attention_norm, &mut a.normed)?;
+        matmul(backend, rows, &a.normed, &layer.qkv, &mut a.qkv)?;
+        match self.config.position {
+            Position::Learned => {}
+            Position::Rotary(_) => {
+                backend.rope(rows, heads, &batch.positions, &pool.cos_sin, &mut a.qkv)?;
+            }
+        }
+        backend.store_kv(rows, index, pool.shape, &a.qkv, &batch.slots, &mut pool.data)?;
+        backend.attention(Attention {
+            layer: index,
+            shape: pool.shape,
+            window: self.config.window,
+            scale: 1.0 / (heads.dim as f32).sqrt(),
+            qkv: &a.qkv,
+            pool: &pool.data,
+            segments: &batch.segments,
+            positions: &batch.positions,
+            row_segments: &batch.row_segments,
+            tables: &batch.tables,
+            table_stride: batch.table_stride,
+            out: &mut a.attended,
+        })?;
+        matmul_add(backend, rows, &a.attended, &layer.output, &mut a.x)
+    }
+
+    fn feed_forward(
+        &self,
+        backend: &B,
+        rows: usize,
+        layer: &Layer<B>,
+        a: &mut Activations<B>,
+    ) -> Result<()> {
+        let width = self.config.feed_forward;
+        self.norm(backend, rows, &a.x, &layer.mlp_norm, &mut a.normed)?;
+        matmul(backend, rows, &a.normed, &layer.up, &mut a.up)?;
+        match self.config.activation {
+            Activation::Gelu => {
+                backend.gelu(rows, width, &mut a.up)?;
+                matmul_add(backend, rows, &a.up, &layer.down, &mut a.x)
+            }
+            Activation::SiluGate => {
+                backend.silu_gate(rows, width, &a.up, &mut a.gated)?;
+                matmul_add(backend, rows, &a.gated, &layer.down, &mut a.x)
+            }
+        }
+    }
+
+    /// The norm before the head, of rows already picked.
+    pub(super) fn final_norm(
+        &self,
+        backend: &B,
+        rows: usize,
+        x: &B::Buffer<f32>,
+        out: &mut B::Buffer<bf16>,
+    ) -> Result<()> {
+        self.norm(backend, rows, x, &self.final_norm, out)
+    }
+
+    fn norm(
+        &self,
+        backend: &B,
+        rows: usize,
+        x: &B::Buffer<f32>,
+        norm: &NormWeights<B>,
+        out: &mut B::Buffer<bf16>,
+    ) -> Result<()> {
+        match (self.config.norm, &norm.bias) {
+            (Norm::Layer(eps), Some(bias)) => {
+                backend.layer_norm(rows, x, &norm.weight, bias, eps, out)
+            }
+            (Norm::Rms(eps) | Norm::Layer(eps), _) => {
+                backend.rms_norm(rows, x, &norm.weight, eps, out)
+            }
+        }
+    }
+}
+
+fn matmul<B: Backend>(
+    backend: &B,
+    rows: usize,
+    x: &B::Buffer<bf16>,
+    linear: &Linear<B>,
+    out: &mut B::Buffer<bf16>,
+) -> Result<()> {
+    backend.matmul(rows, x, &linear.weight, linear.bias.as_ref(), out)
+}
+
+fn matmul_add<B: Backend>(
+    backend: &B,
+    rows: usize,
+    x: &B::Buffer<bf16>,
+    linear: &Linear<B>,
+    residual: &mut B::Buffer<f32>,
+) -> Result<()> {
+    backend.matmul_add(rows, x, &linear.weight, linear.bias.as_ref(), residual)
+}

@@ -1,0 +1,178 @@
+//! Floor 0: everything the world can do wrong, one sentence each.
+//!
+//! Our own mistakes are `assert!` at the op boundary; what a user, a file or a machine can get
+//! wrong is a variant here. A message says what is wrong, where (file, field, line or flag) and
+//! what to do about it.
+
+use std::path::PathBuf;
+
+/// A result with trimtab's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, in words for the person who has to mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused to read or write a file.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// A verb: "open", "read", "write to".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's own words.
+        source: std::io::Error,
+    },
+
+    /// A weights file is damaged, hostile or does not hold what its config promises.
+    #[error("{}: {reason}", path.display())]
+    Checkpoint {
+        /// The safetensors file, its index, or the model's folder.
+        path: PathBuf,
+        /// What is wrong and, where it helps, what to do.
+        reason: String,
+    },
+
+    /// A field of `config.json` or `generation_config.json` is missing, absurd or unsupported.
+    #[error("{}: field `{field}` {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The field's name as it stands in the file.
+        field: String,
+        /// What is wrong with it, continuing the sentence: "is missing", "must be …".
+        reason: String,
+    },
+
+    /// A model family that trimtab has no description of.
+    #[error("{}: architecture {name:?} is not supported; supported are {supported}", path.display())]
+    UnknownArchitecture {
+        /// The `config.json`.
+        path: PathBuf,
+        /// The name found there.
+        name: String,
+        /// The names that would do.
+        supported: String,
+    },
+
+    /// `tokenizer.json` or `tokenizer_config.json` cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A prompt or chat template is unusable, or failed to render.
+    #[error("{what}: {reason}")]
+    Template {
+        /// The flag or the file that holds the template.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A command-line flag, or a request's field of the same name, has a value that cannot work.
+    #[error("{flag} {reason}")]
+    Flag {
+        /// The flag, as written by the user: `--beam-width`.
+        flag: String,
+        /// What is wrong, continuing the sentence: "must be at least 1".
+        reason: String,
+    },
+
+    /// A line of an input file is not what it should be.
+    #[error("{}, line {line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line's number, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A model has nothing to continue.
+    #[error(
+        "the prompt is empty for the {model} model (0 tokens); give it text or use --bos always"
+    )]
+    EmptyPrompt {
+        /// "base", "tuned" or "untuned".
+        model: &'static str,
+    },
+
+    /// Prompt and response do not fit into a model's context.
+    #[error(
+        "the {model} model's context holds {context} tokens, but {tokens} prompt tokens and up to \
+         {new_tokens} new ones were asked for; shorten the prompt or lower --max-new-tokens"
+    )]
+    ContextTooShort {
+        /// "base" or "guide".
+        model: &'static str,
+        /// The model's context, in tokens.
+        context: usize,
+        /// Tokens that are already there.
+        tokens: usize,
+        /// Tokens still to come, at most.
+        new_tokens: usize,
+    },
+
+    /// Two models that must share their vocabulary do not.
+    #[error("{a} and {b} do not have the same vocabulary: {reason}")]
+    VocabularyMismatch {
+        /// One model's folder or role.
+        a: String,
+        /// The other's.
+        b: String,
+        /// How they differ and what to do.
+        reason: String,
+    },
+
+    /// The cache has fewer free pages than an operation needs; nothing was changed.
+    #[error("{needed} cache pages are needed but {free} are free; raise --kv-memory")]
+    OutOfPages {
+        /// Pages that the operation needs.
+        needed: usize,
+        /// Pages that are free now.
+        free: usize,
+    },
+
+    /// A search could never run, however long it waits.
+    #[error(
+        "this search needs up to {needed} cache pages but the whole cache has {capacity}; raise \
+         --kv-memory, or lower --beam-width, --successors or --max-new-tokens"
+    )]
+    TooLargeForCache {
+        /// Pages that the search may hold at once.
+        needed: usize,
+        /// Pages that there are.
+        capacity: usize,
+    },
+
+    /// Another error's message, passed on.
+    #[error("{0}")]
+    Message(String),
+
+    /// A model produced a number that is not one.
+    #[error("{what} is not a finite number; the model's weights are damaged or overflow bf16")]
+    NotFinite {
+        /// Which number: "the gain of candidate 3".
+        what: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] for `map_err`.
+    pub fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { action, path, source }
+    }
+
+    /// An [`Error::Flag`].
+    pub fn flag(flag: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::Flag { flag: flag.into(), reason: reason.into() }
+    }
+}

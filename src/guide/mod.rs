@@ -1,0 +1,61 @@
+//! Floor 4: who judges candidates.
+//!
+//! [`Guide`] is what search sees of the small models: the gain
+//! log π_tuned(y | x) − log π_untuned(y | x) of everything written so far. [`PairGuide`] computes
+//! it with one or several weighted pairs; tests script one of their own.
+
+mod pair;
+
+pub use pair::{GuideTokens, PairGuide, PairPrompt, PairState, WeightedPair};
+
+use crate::error::Result;
+use crate::kv_cache::Lifetime;
+use crate::proposer::Response;
+use crate::text::Prompt;
+
+/// What a guide says of a response.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Score {
+    /// log π_tuned of the whole response; with several pairs, their weighted sum.
+    pub logp_tuned: f64,
+    /// log π_untuned, likewise.
+    pub logp_untuned: f64,
+    /// Their difference.
+    pub gain: f64,
+    /// The guide's own tokens that were scored (the first pair's).
+    pub tokens: usize,
+}
+
+/// A response that is to be scored, and what the guide has cached of it.
+pub struct Scoring<'a, S> {
+    /// The guide's own state.
+    pub state: &'a mut S,
+    /// All that has been written so far.
+    pub response: &'a Response,
+}
+
+/// The pair of small models, as search sees it.
+///
+/// All methods take many searches' states at once. A score depends on prompt and response alone,
+/// however the response was cut into chunks.
+pub trait Guide {
+    /// A prompt that has been checked and turned into tokens.
+    type Prompt;
+    /// What has been cached of one hypothesis. `clone` forks it, `drop` releases it.
+    type State: Clone;
+
+    /// Turns a prompt into tokens and checks that it and `life.response` more fit.
+    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt>;
+
+    /// Pages that a search needs at most, per pool of this guide.
+    fn pages_needed(&self, prompt: &Self::Prompt, life: &Lifetime) -> Vec<usize>;
+
+    /// All pages that there are, per pool.
+    fn page_capacity(&self) -> Vec<usize>;
+
+    /// Runs the prompts.
+    fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>>;
+
+    /// Scores each response; one that cannot be scored is an error of its own.
+    fn score(&mut self, items: &mut [Scoring<'_, Self::State>]) -> Result<Vec<Result<Score>>>;
+}

@@ -1,0 +1,127 @@
+//! Floor 4: who writes candidates.
+//!
+//! [`Proposer`] is what search sees of the base model. [`LocalProposer`] runs it here, alone or
+//! with its logits shifted by a pair (emulated fine-tuning); tests script one of their own.
+
+mod local;
+
+pub use local::{Guidance, LocalPrompt, LocalProposer, LocalState};
+
+use crate::error::Result;
+pub use crate::kv_cache::Lifetime;
+use crate::philox::Draw;
+pub use crate::text::{Prompt, StopStrings};
+
+/// How the next token is picked from the model's distribution.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 0 keeps all tokens.
+    pub top_k: u32,
+    /// 1.0 keeps all tokens.
+    pub top_p: f32,
+}
+
+/// Why a response goes no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// It ended with an end-of-sequence token, which is its last token.
+    Eos,
+    /// A stop string appeared.
+    Stop,
+    /// It reached the token limit.
+    Length,
+}
+
+impl Finish {
+    /// As it stands in results: `stop` or `length`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Finish::Eos | Finish::Stop => "stop",
+            Finish::Length => "length",
+        }
+    }
+}
+
+/// What has been written after the prompt.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Response {
+    /// The base model's tokens, an end-of-sequence token included.
+    pub tokens: Vec<u32>,
+    /// Their bytes; the last character may be incomplete. Ends with the stop string, if one
+    /// appeared.
+    pub text: Vec<u8>,
+    /// Where in `text` the stop string begins.
+    pub stop: Option<usize>,
+    /// Set once, when nothing more may be added.
+    pub finish: Option<Finish>,
+}
+
+impl Response {
+    /// Adds a token and its bytes, and ends the response where a stop string appears.
+    pub fn push(&mut self, token: u32, bytes: &[u8], stop: &StopStrings) {
+        let searched = self.text.len();
+        self.tokens.push(token);
+        self.text.extend_from_slice(bytes);
+        if let Some(found) = stop.find(&self.text, searched) {
+            self.stop = Some(found.start);
+            self.text.truncate(found.end);
+            self.finish = Some(Finish::Stop);
+        }
+    }
+
+    /// Adds an end-of-sequence token.
+    pub fn push_eos(&mut self, token: u32) {
+        self.tokens.push(token);
+        self.finish = Some(Finish::Eos);
+    }
+
+    /// The text for people: without the stop string, broken characters replaced.
+    pub fn to_text(&self) -> String {
+        let end = self.stop.unwrap_or(self.text.len());
+        String::from_utf8_lossy(&self.text[..end]).into_owned()
+    }
+}
+
+/// A candidate that is to be continued.
+pub struct Draft<'a, S> {
+    /// The proposer's own state of it.
+    pub state: &'a mut S,
+    /// What it has written; new tokens are added here.
+    pub response: &'a mut Response,
+    /// Tokens to add at most.
+    pub steps: usize,
+    /// How to pick them.
+    pub sampling: Sampling,
+    /// Where to end.
+    pub stop: &'a StopStrings,
+    /// The random numbers: seed, search and candidate; positions are the response's own.
+    pub draw: Draw,
+}
+
+/// The base model, as search sees it: it forks (clones) states and extends them by a chunk.
+///
+/// All methods take many searches' states at once, so that they share the steps of the model. A
+/// draft's tokens depend on its own state, settings and random numbers, never on its neighbours.
+pub trait Proposer {
+    /// A prompt that has been checked and turned into tokens.
+    type Prompt;
+    /// What has been cached of one hypothesis. `clone` forks it, `drop` releases it.
+    type State: Clone;
+
+    /// Turns a prompt into tokens and checks that it and `life.response` more fit.
+    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt>;
+
+    /// Pages that a search needs at most, per pool of this proposer.
+    fn pages_needed(&self, prompt: &Self::Prompt, life: &Lifetime) -> Vec<usize>;
+
+    /// All pages that there are, per pool.
+    fn page_capacity(&self) -> Vec<usize>;
+
+    /// Runs the prompts.
+    fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>>;
+
+    /// Extends each draft until it has `steps` more tokens or has ended.
+    fn extend(&mut self, drafts: &mut [Draft<'_, Self::State>]) -> Result<()>;
+}

@@ -1,0 +1,67 @@
+//! What a search can be told.
+
+use crate::error::{Error, Result};
+use crate::proposer::{Lifetime, Sampling, StopStrings};
+
+/// A search's settings. [`Settings::validate`] says which make no sense.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// W: hypotheses kept after each chunk.
+    pub beam_width: usize,
+    /// K: candidates forked from each of them.
+    pub successors: usize,
+    /// L: tokens of a chunk; none means up to the end.
+    pub chunk_len: Option<usize>,
+    /// Tokens of a response at most.
+    pub max_new_tokens: usize,
+    /// How the base model's tokens are picked.
+    pub sampling: Sampling,
+    /// Names all random numbers.
+    pub seed: u64,
+    /// Texts that end a response.
+    pub stop: StopStrings,
+    /// Repeat finished hypotheses, keep duplicates and order candidates as the paper's code does.
+    pub compat: bool,
+}
+
+impl Settings {
+    /// Refuses what cannot work, naming the command-line flag.
+    pub fn validate(&self) -> Result<()> {
+        let at_least_one = [
+            ("--beam-width", self.beam_width),
+            ("--successors", self.successors),
+            ("--chunk-len", self.chunk_len.unwrap_or(1)),
+            ("--max-new-tokens", self.max_new_tokens),
+        ];
+        for (flag, value) in at_least_one {
+            if value == 0 {
+                return Err(Error::flag(flag, "must be at least 1"));
+            }
+        }
+        if self.beam_width.saturating_mul(self.successors) > Self::MAX_CANDIDATES {
+            let reason = format!("times --successors must be at most {}", Self::MAX_CANDIDATES);
+            return Err(Error::flag("--beam-width", reason));
+        }
+        let Sampling { temperature, top_p, .. } = self.sampling;
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            return Err(Error::flag("--temperature", "must be a number from 0 upwards"));
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(Error::flag("--top-p", "must be above 0 and at most 1"));
+        }
+        Ok(())
+    }
+
+    /// Candidates of one step at most.
+    pub const MAX_CANDIDATES: usize = 1 << 16;
+
+    /// How large the search can grow.
+    pub fn lifetime(&self) -> Lifetime {
+        Lifetime {
+            response: self.max_new_tokens,
+            chunk: self.chunk_len.unwrap_or(usize::MAX),
+            beams: self.beam_width,
+            candidates: self.beam_width.saturating_mul(self.successors),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! From what a user asks to what a model reads.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::chat::Message;
+use super::tokenizer::{Bos, Tokenizer};
+use crate::error::{Error, Result};
+
+/// The place of the prompt in a template.
+const PLACE: &str = "{prompt}";
+
+/// Text around a prompt, such as `"Review: {prompt}"`.
+///
+/// `{prompt}` is replaced wherever it stands, also more than once. All else is literal: other
+/// braces stay, and there are no escapes (a line break is written as one, not as `\n`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    text: String,
+}
+
+impl Template {
+    /// Reads a template; `flag` names its origin in the error.
+    ///
+    /// # Errors
+    /// [`Error::Template`] when `{prompt}` is not in it.
+    pub fn parse(flag: &str, text: &str) -> Result<Self> {
+        if !text.contains(PLACE) {
+            return Err(Error::Template {
+                what: flag.into(),
+                reason: format!("{text:?} has no {PLACE} in it; write it where the prompt goes"),
+            });
+        }
+        Ok(Self { text: text.into() })
+    }
+
+    /// The template with the prompt in its place. The prompt itself is not searched for `{prompt}`.
+    pub fn render(&self, prompt: &str) -> String {
+        self.text.replace(PLACE, prompt)
+    }
+}
+
+impl Default for Template {
+    /// The prompt alone.
+    fn default() -> Self {
+        Self { text: PLACE.into() }
+    }
+}
+
+/// What a user asks: in JSON a string, or a list of messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "must be a string or a list of {\"role\", \"content\"} messages")]
+pub enum Prompt {
+    /// Text to continue, or to answer with [`PromptFormat::chat`].
+    Text(String),
+    /// A conversation to go on with.
+    Chat(Vec<Message>),
+}
+
+/// How one model is asked: every model has its own.
+#[derive(Clone, Debug)]
+pub struct PromptFormat {
+    /// The model's.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Around a text prompt, also before it becomes a chat message. Not around a conversation.
+    pub template: Template,
+    /// Whether a text prompt becomes a user's message in the model's chat template.
+    pub chat: bool,
+    /// What stands at the beginning.
+    pub bos: Bos,
+}
+
+impl PromptFormat {
+    /// The whole text that the model reads.
+    ///
+    /// # Errors
+    /// [`Error::Template`] when a chat template is needed and there is none, or when it fails.
+    pub fn render(&self, prompt: &Prompt) -> Result<String> {
+        match prompt {
+            Prompt::Text(text) => {
+                let text = self.template.render(text);
+                if !self.chat {
+                    return Ok(text);
+                }
+                self.render_chat(&[Message { role: "user".into(), content: text }])
+            }
+            Prompt::Chat(messages) => self.render_chat(messages),
+        }
+    }
+
+    /// The tokens of a rendered prompt. A beginning-of-sequence token that a template wrote is not
+    /// doubled.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode(&self, rendered: &str) -> Result<Vec<u32>> {
+        self.tokenizer.encode(rendered, self.bos)
+    }
+
+    fn render_chat(&self, messages: &[Message]) -> Result<String> {
+        let template = self.tokenizer.chat_template().ok_or_else(|| Error::Template {
+            what: self.tokenizer.folder().display().to_string(),
+            reason: "has no chat template (neither chat_template.jinja nor chat_template in \
+                     tokenizer_config.json); add one, or leave out --chat and write the format \
+                     with --base-template and --guide-template"
+                .into(),
+        })?;
+        template.render(messages)
+    }
+}

@@ -1,0 +1,120 @@
+use crate::harness::*;
+use trimtab::backend::{Attention, Backend, Heads, PAGE_LEN, PoolShape, Segment};
+use trimtab::tensor::bf16;
+
+/// Segments as (first position, rows).
+struct Case {
+    heads: Heads,
+    window: Option<usize>,
+    segments: Vec<(usize, usize)>,
+}
+
+struct Inputs {
+    shape: PoolShape,
+    qkv: Vec<bf16>,
+    pool: Vec<bf16>,
+    segments: Vec<Segment>,
+    positions: Vec<u32>,
+    row_segments: Vec<u32>,
+    tables: Vec<u32>,
+    table_stride: usize,
+}
+
+impl Inputs {
+    fn new(case: &Case) -> Self {
+        let mut random = Random::new(case.segments.len() as u64 * 31 + case.heads.dim as u64);
+        let needed = |&(start, rows): &(usize, usize)| (start + rows).div_ceil(PAGE_LEN);
+        let table_stride = case.segments.iter().map(needed).max().unwrap();
+        let pages = case.segments.iter().map(needed).sum::<usize>() + 3;
+        let shape = PoolShape { layers: 2, pages, heads: case.heads };
+        // Pages in any order, so that neighbours in a sequence are none in memory.
+        let mut free = random.shuffled(pages).into_iter();
+        let (mut tables, mut segments) = (Vec::new(), Vec::new());
+        let (mut positions, mut row_segments) = (Vec::new(), Vec::new());
+        for (index, &(start, rows)) in case.segments.iter().enumerate() {
+            let table = tables.len();
+            tables.extend(free.by_ref().take(needed(&(start, rows))));
+            tables.resize(table + table_stride, 0);
+            segments.push(Segment { first_row: positions.len(), rows, first_position: start });
+            positions.extend((start..start + rows).map(|position| position as u32));
+            row_segments.extend(vec![index as u32; rows]);
+        }
+        let qkv = random.halves(positions.len() * case.heads.qkv_width(), 2.0);
+        let pool = random.halves(shape.len(), 1.0);
+        Self { shape, qkv, pool, segments, positions, row_segments, tables, table_stride }
+    }
+}
+
+fn run<B: Backend>(backend: &B, case: &Case, inputs: &Inputs) -> Vec<bf16> {
+    let rows = inputs.positions.len();
+    let mut out = upload(backend, &vec![bf16::ONE; (rows + 1) * case.heads.query_width()]);
+    backend
+        .attention(Attention {
+            layer: 1,
+            shape: inputs.shape,
+            window: case.window,
+            scale: 0.3,
+            qkv: &upload(backend, &inputs.qkv),
+            pool: &upload(backend, &inputs.pool),
+            segments: &inputs.segments,
+            positions: &upload(backend, &inputs.positions),
+            row_segments: &upload(backend, &inputs.row_segments),
+            tables: &upload(backend, &inputs.tables),
+            table_stride: inputs.table_stride,
+            out: &mut out,
+        })
+        .unwrap();
+    download(backend, &out)
+}
+
+/// Goal: head sizes, grouped queries, ragged segments that begin and end within pages, windows
+/// shorter than, equal to and longer than the text. Outputs are means of values below 1 and may
+/// cancel: the weights' f32 errors (scores below 100, so 100 · 2^-24 in the exponent) remain as
+/// an absolute error of 1e-5.
+#[test]
+fn attention_agrees_with_the_oracle() {
+    let shapes = [(1, 1, 8), (4, 2, 16), (4, 1, 64), (3, 3, 5), (2, 1, 80), (2, 2, 128)];
+    for (name, cpu) in paths() {
+        for (query, kv, dim) in shapes {
+            for window in [None, Some(1), Some(5), Some(24), Some(900)] {
+                let heads = Heads { query, kv, dim };
+                let segments = vec![(0, 1), (0, 17), (15, 1), (16, 2), (31, 18), (90, 1), (3, 40)];
+                let case = Case { heads, window, segments };
+                let inputs = Inputs::new(&case);
+                let name = format!("{name}, {heads:?}, window {window:?}");
+                let (ours, oracle) = (run(&cpu, &case, &inputs), run(&Oracle, &case, &inputs));
+                assert_close(&name, &ours, &oracle, BF16, 1e-5);
+            }
+        }
+    }
+}
+
+/// Goal: decoding one row alone gives the bits that it has within a longer segment.
+#[test]
+fn a_row_does_not_notice_its_segment() {
+    let heads = Heads { query: 4, kv: 2, dim: 16 };
+    for (name, cpu) in paths() {
+        for window in [None, Some(7)] {
+            let case = Case { heads, window, segments: vec![(5, 90)] };
+            let inputs = Inputs::new(&case);
+            let whole = run(&cpu, &case, &inputs);
+            for row in [0, 1, 10, 11, 43, 89] {
+                let alone = Inputs {
+                    segments: vec![Segment { first_row: 0, rows: 1, first_position: 5 + row }],
+                    positions: vec![5 + row as u32],
+                    row_segments: vec![0],
+                    qkv: inputs.qkv[row * heads.qkv_width()..][..heads.qkv_width()].to_vec(),
+                    pool: inputs.pool.clone(),
+                    tables: inputs.tables.clone(),
+                    ..inputs
+                };
+                let width = heads.query_width();
+                assert_eq!(
+                    run(&cpu, &case, &alone)[..width],
+                    whole[row * width..][..width],
+                    "{name}: row {row}, window {window:?}"
+                );
+            }
+        }
+    }
+}

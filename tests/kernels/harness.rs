@@ -1,0 +1,117 @@
+//! Random inputs, every path of the CPU, and comparison with the oracle.
+
+use trimtab::backend::Backend;
+use trimtab::backend::cpu::{CpuBackend, Isa};
+use trimtab::tensor::{Element, HostMatrix, bf16};
+
+pub use crate::oracle::Oracle;
+
+/// One unit in the last of bf16's 8 bits: both numbers are rounded to bf16 before they are
+/// compared, and where the exact value lies between two, they may fall to different sides.
+pub const BF16: f64 = 1.0 / 128.0;
+
+/// Row counts that fill, straddle and miss every tile.
+pub const ROWS: [usize; 7] = [1, 2, 5, 6, 7, 17, 33];
+
+/// Repeatable random numbers (splitmix64).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x1234_5678)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Below `bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.bits() % bound as u64) as usize
+    }
+
+    /// Between −1 and 1.
+    pub fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    pub fn numbers(&mut self, len: usize, scale: f32) -> Vec<f32> {
+        (0..len).map(|_| self.unit() * scale).collect()
+    }
+
+    pub fn halves(&mut self, len: usize, scale: f32) -> Vec<bf16> {
+        (0..len).map(|_| bf16::from_f32(self.unit() * scale)).collect()
+    }
+
+    pub fn indices(&mut self, len: usize, bound: usize) -> Vec<u32> {
+        (0..len).map(|_| self.below(bound) as u32).collect()
+    }
+
+    /// 0..len in any order.
+    pub fn shuffled(&mut self, len: usize) -> Vec<u32> {
+        let mut list: Vec<u32> = (0..len as u32).collect();
+        for i in (1..len).rev() {
+            list.swap(i, self.below(i + 1));
+        }
+        list
+    }
+}
+
+/// The CPU in every way that this machine allows.
+pub fn paths() -> Vec<(String, CpuBackend)> {
+    let mut list = Vec::new();
+    for isa in Isa::available() {
+        for threads in [1, 2] {
+            let backend = CpuBackend::with_isa(isa, Some(threads)).unwrap();
+            list.push((format!("{isa:?}, {threads} threads"), backend));
+        }
+    }
+    list
+}
+
+/// The best path on one thread.
+pub fn cpu() -> CpuBackend {
+    CpuBackend::new(Some(1)).unwrap()
+}
+
+pub fn upload<B: Backend, T: Element>(backend: &B, data: &[T]) -> B::Buffer<T> {
+    let mut buffer = backend.alloc(data.len()).unwrap();
+    backend.upload(data, &mut buffer).unwrap();
+    buffer
+}
+
+pub fn download<B: Backend, T: Element>(backend: &B, buffer: &B::Buffer<T>) -> Vec<T> {
+    let mut data = vec![T::default(); backend.len(buffer)];
+    backend.download(buffer, &mut data).unwrap();
+    data
+}
+
+pub fn matrix<B: Backend>(backend: &B, rows: usize, cols: usize, data: &[bf16]) -> B::Matrix {
+    backend.matrix(HostMatrix::new(rows, cols, data)).unwrap()
+}
+
+/// Every number within `relative` of its own size plus `absolute`.
+pub fn assert_close<T: Element>(
+    what: &str,
+    ours: &[T],
+    oracle: &[T],
+    relative: f64,
+    absolute: f64,
+) {
+    assert_eq!(ours.len(), oracle.len(), "{what}");
+    for (i, (a, b)) in ours.iter().zip(oracle).enumerate() {
+        let (a, b) = (a.to_f64(), b.to_f64());
+        let bound = relative * b.abs() + absolute;
+        assert!((a - b).abs() <= bound, "{what}: [{i}] is {a}, the oracle says {b} ± {bound:e}");
+    }
+}
+
+/// Error of an f32 sum of `terms` products below `size` each: one rounding of at most
+/// 2^-24 · (running sum) per term, added up, doubled for products that are rounded too.
+pub fn sum_error(terms: usize, size: f64) -> f64 {
+    2.0 * terms as f64 * terms as f64 * size * 2f64.powi(-24)
+}

@@ -1,0 +1,25 @@
+use super::matmul::{Case, SHAPES};
+use crate::harness::*;
+use trimtab::backend::Backend;
+
+fn run<B: Backend>(backend: &B, case: &Case) -> Vec<f32> {
+    let head = matrix(backend, case.outputs, case.inputs, &case.weight);
+    let mut out = upload(backend, &vec![777.0; (case.rows + 1) * case.outputs]);
+    backend.logits(case.rows, &upload(backend, &case.x), &head, &mut out).unwrap();
+    download(backend, &out)
+}
+
+/// Goal: the head's product in f32, not rounded to bf16.
+#[test]
+fn logits_agree_with_the_oracle() {
+    for (name, cpu) in paths() {
+        for shape in SHAPES {
+            for rows in ROWS {
+                let case = Case::new(rows, shape, false);
+                let name = format!("{name}, {rows} rows of {shape:?}");
+                let bound = case.error() + 1e-6;
+                assert_close(&name, &run(&cpu, &case), &run(&Oracle, &case), 0.0, bound);
+            }
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Every op of `Backend`, alone, against the f64 oracle: awkward sizes, random inputs, every
+//! instruction set that the machine has, one thread and two. One file per op, named as the op.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../oracle/mod.rs"]
+mod oracle;
+
+mod harness;
+
+mod add_guidance;
+mod attention;
+mod copy_pages;
+mod embed;
+mod embed_add;
+mod gather_rows;
+mod gelu;
+mod layer_norm;
+mod logits;
+mod logprobs;
+mod matmul;
+mod matmul_add;
+mod rms_norm;
+mod rope;
+mod sample;
+mod silu_gate;
+mod store_kv;

@@ -1,0 +1,80 @@
+use crate::harness::*;
+use trimtab::backend::Backend;
+use trimtab::tensor::bf16;
+
+/// Inputs and outputs that fill, straddle and miss panels and pairs.
+pub const SHAPES: [(usize, usize); 7] =
+    [(1, 1), (2, 63), (15, 65), (33, 130), (64, 64), (100, 17), (257, 200)];
+
+pub struct Case {
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub x: Vec<bf16>,
+    pub weight: Vec<bf16>,
+    pub bias: Option<Vec<f32>>,
+}
+
+impl Case {
+    pub fn new(rows: usize, (inputs, outputs): (usize, usize), bias: bool) -> Self {
+        let mut random = Random::new((rows * inputs * outputs) as u64);
+        Self {
+            rows,
+            inputs,
+            outputs,
+            x: random.halves(rows * inputs, 1.0),
+            weight: random.halves(outputs * inputs, 1.0),
+            bias: bias.then(|| random.numbers(outputs, 1.0)),
+        }
+    }
+
+    /// Products are below 1 in size.
+    pub fn error(&self) -> f64 {
+        sum_error(self.inputs, 1.0)
+    }
+}
+
+fn run<B: Backend>(backend: &B, case: &Case) -> Vec<bf16> {
+    let weight = matrix(backend, case.outputs, case.inputs, &case.weight);
+    let bias = case.bias.as_ref().map(|bias| upload(backend, bias));
+    let mut out = upload(backend, &vec![bf16::ONE; (case.rows + 1) * case.outputs]);
+    let x = upload(backend, &case.x);
+    backend.matmul(case.rows, &x, &weight, bias.as_ref(), &mut out).unwrap();
+    download(backend, &out)
+}
+
+/// Goal: all shapes, with and without bias, on all paths.
+#[test]
+fn matmul_agrees_with_the_oracle() {
+    for (name, cpu) in paths() {
+        for shape in SHAPES {
+            for rows in ROWS {
+                let case = Case::new(rows, shape, rows % 2 == 0);
+                let name = format!("{name}, {rows} rows of {shape:?}");
+                let bound = case.error();
+                assert_close(&name, &run(&cpu, &case), &run(&Oracle, &case), BF16, bound);
+            }
+        }
+    }
+}
+
+/// Goal: a row's bits are the same alone and in any batch, also one large enough to be cut into
+/// blocks and spread over threads.
+#[test]
+fn a_row_does_not_notice_its_batch() {
+    for (name, cpu) in paths() {
+        let case = Case::new(301, (130, 193), true);
+        let whole = run(&cpu, &case);
+        for (first, rows) in [(0, 1), (5, 2), (100, 96), (200, 101), (300, 1)] {
+            let x = case.x[first * case.inputs..][..rows * case.inputs].to_vec();
+            let (weight, bias) = (case.weight.clone(), case.bias.clone());
+            let part = Case { rows, x, weight, bias, ..case };
+            let bits = |values: &[bf16]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(
+                bits(&run(&cpu, &part)[..rows * case.outputs]),
+                bits(&whole[first * case.outputs..][..rows * case.outputs]),
+                "{name}: rows {first}.."
+            );
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! The third implementor of `Backend`: obviously right loops in f64, with no rounding anywhere.
+//!
+//! Kernels are held against it op by op, and it runs whole models against transformers' own
+//! float64 log-probabilities.
+#![allow(dead_code)] // each test file uses a part
+#![allow(clippy::needless_range_loop)] // indices say what the formula says
+
+use std::marker::PhantomData;
+
+use trimtab::backend::{Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow};
+use trimtab::error::Result;
+use trimtab::tensor::{Element, HostMatrix, bf16};
+
+/// Numbers of any element type, exactly.
+pub struct Numbers<T> {
+    pub values: Vec<f64>,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> Numbers<T> {
+    pub fn new(values: Vec<f64>) -> Self {
+        Self { values, element: PhantomData }
+    }
+
+    /// A whole number that stands for a token, a position or a slot.
+    fn index(&self, at: usize) -> usize {
+        self.values[at] as usize
+    }
+}
+
+/// A plain matrix, `[rows, cols]`.
+pub struct Matrix {
+    pub rows: usize,
+    pub cols: usize,
+    pub values: Vec<f64>,
+}
+
+/// The oracle.
+pub struct Oracle;
+
+/// `x[row] · weight[output] + bias[output]`
+fn product(
+    row: usize,
+    output: usize,
+    x: &Numbers<bf16>,
+    weight: &Matrix,
+    bias: Option<&Numbers<f32>>,
+) -> f64 {
+    let x = &x.values[row * weight.cols..][..weight.cols];
+    let w = &weight.values[output * weight.cols..][..weight.cols];
+    let dot: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+    dot + bias.map_or(0.0, |bias| bias.values[output])
+}
+
+pub fn log_sum_exp(values: &[f64]) -> f64 {
+    let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + values.iter().map(|v| (v - max).exp()).sum::<f64>().ln()
+}
+
+impl Backend for Oracle {
+    type Buffer<T: Element> = Numbers<T>;
+    type Matrix = Matrix;
+
+    fn describe(&self) -> String {
+        "oracle (f64)".into()
+    }
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<Numbers<T>> {
+        Ok(Numbers::new(vec![0.0; len]))
+    }
+
+    fn len<T: Element>(&self, buffer: &Numbers<T>) -> usize {
+        buffer.values.len()
+    }
+
+    fn upload<T: Element>(&self, source: &[T], target: &mut Numbers<T>) -> Result<()> {
+        for (target, source) in target.values[..source.len()].iter_mut().zip(source) {
+            *target = source.to_f64();
+        }
+        Ok(())
+    }
+
+    fn download<T: Element>(&self, source: &Numbers<T>, target: &mut [T]) -> Result<()> {
+        for (target, &source) in target.iter_mut().zip(&source.values) {
+            *target = T::from_f64(source);
+        }
+        Ok(())
+    }
+
+    fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
+        let values = matrix.data.iter().map(|&value| value.to_f64()).collect();
+        Ok(Matrix { rows: matrix.rows, cols: matrix.cols, values })
+    }
+
+    fn embed(
+        &self,
+        rows: usize,
+        tokens: &Numbers<u32>,
+        table: &Matrix,
+        out: &mut Numbers<f32>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            for i in 0..table.cols {
+                out.values[row * table.cols + i] = table.values[tokens.index(row) * table.cols + i];
+            }
+        }
+        Ok(())
+    }
+
+    fn embed_add(
+        &self,
+        rows: usize,
+        positions: &Numbers<u32>,
+        table: &Matrix,
+        x: &mut Numbers<f32>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            for i in 0..table.cols {
+                x.values[row * table.cols + i] +=
+                    table.values[positions.index(row) * table.cols + i];
+            }
+        }
+        Ok(())
+    }
+
+    fn gather_rows(
+        &self,
+        rows: usize,
+        width: usize,
+        indices: &Numbers<u32>,
+        x: &Numbers<f32>,
+        out: &mut Numbers<f32>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            for i in 0..width {
+                out.values[row * width + i] = x.values[indices.index(row) * width + i];
+            }
+        }
+        Ok(())
+    }
+
+    fn rms_norm(
+        &self,
+        rows: usize,
+        x: &Numbers<f32>,
+        weight: &Numbers<f32>,
+        eps: f32,
+        out: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        let width = weight.values.len();
+        for row in 0..rows {
+            let x = &x.values[row * width..][..width];
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / width as f64;
+            for i in 0..width {
+                out.values[row * width + i] =
+                    x[i] / (mean + f64::from(eps)).sqrt() * weight.values[i];
+            }
+        }
+        Ok(())
+    }
+
+    fn layer_norm(
+        &self,
+        rows: usize,
+        x: &Numbers<f32>,
+        weight: &Numbers<f32>,
+        bias: &Numbers<f32>,
+        eps: f32,
+        out: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        let width = weight.values.len();
+        for row in 0..rows {
+            let x = &x.values[row * width..][..width];
+            let mean = x.iter().sum::<f64>() / width as f64;
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+            for i in 0..width {
+                let normal = (x[i] - mean) / (variance + f64::from(eps)).sqrt();
+                out.values[row * width + i] = normal * weight.values[i] + bias.values[i];
+            }
+        }
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        rows: usize,
+        x: &Numbers<bf16>,
+        weight: &Matrix,
+        bias: Option<&Numbers<f32>>,
+        out: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            for output in 0..weight.rows {
+                out.values[row * weight.rows + output] = product(row, output, x, weight, bias);
+            }
+        }
+        Ok(())
+    }
+
+    fn matmul_add(
+        &self,
+        rows: usize,
+        x: &Numbers<bf16>,
+        weight: &Matrix,
+        bias: Option<&Numbers<f32>>,
+        residual: &mut Numbers<f32>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            for output in 0..weight.rows {
+                residual.values[row * weight.rows + output] +=
+                    product(row, output, x, weight, bias);
+            }
+        }
+        Ok(())
+    }
+
+    fn rope(
+        &self,
+        rows: usize,
+        heads: Heads,
+        positions: &Numbers<u32>,
+        cos_sin: &Numbers<f32>,
+        qkv: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        let half = heads.dim / 2;
+        for row in 0..rows {
+            let angles = &cos_sin.values[positions.index(row) * heads.dim..][..heads.dim];
+            for head in 0..heads.query + heads.kv {
+                let at = row * heads.qkv_width() + head * heads.dim;
+                for i in 0..half {
+                    let (cos, sin) = (angles[i], angles[half + i]);
+                    let (a, b) = (qkv.values[at + i], qkv.values[at + half + i]);
+                    qkv.values[at + i] = a * cos - b * sin;
+                    qkv.values[at + half + i] = b * cos + a * sin;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn store_kv(
+        &self,
+        rows: usize,
+        layer: usize,
+        shape: PoolShape,
+        qkv: &Numbers<bf16>,
+        slots: &Numbers<u32>,
+        pool: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        let Heads { query, kv, dim } = shape.heads;
+        for row in 0..rows {
+            let (page, offset) = (slots.index(row) / PAGE_LEN, slots.index(row) % PAGE_LEN);
+            for head in 0..kv {
+                for which in 0..2 {
+                    for i in 0..dim {
+                        let from = (query + which * kv + head) * dim + i;
+                        let to = shape.offset(layer, page, head, which) + offset * dim + i;
+                        pool.values[to] = qkv.values[row * shape.heads.qkv_width() + from];
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_pages(
+        &self,
+        shape: PoolShape,
+        copies: &[(u32, u32)],
+        pool: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        for &(from, to) in copies {
+            for layer in 0..shape.layers {
+                for i in 0..shape.page_len() {
+                    let page = |page: u32| (layer * shape.pages + page as usize) * shape.page_len();
+                    pool.values[page(to) + i] = pool.values[page(from) + i];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
+        let heads = args.shape.heads;
+        let rows: usize = args.segments.iter().map(|segment| segment.rows).sum();
+        for row in 0..rows {
+            let position = args.positions.index(row);
+            let table = args.row_segments.index(row) * args.table_stride;
+            let visible: Vec<usize> = (0..=position)
+                .filter(|at| args.window.is_none_or(|window| position - at < window))
+                .collect();
+            for head in 0..heads.query {
+                let kv_head = head / (heads.query / heads.kv);
+                let pooled = |at: usize, which: usize, i: usize| {
+                    let page = args.tables.index(table + at / PAGE_LEN);
+                    let start = args.shape.offset(args.layer, page, kv_head, which);
+                    args.pool.values[start + at % PAGE_LEN * heads.dim + i]
+                };
+                let query = row * heads.qkv_width() + head * heads.dim;
+                let scores: Vec<f64> = visible
+                    .iter()
+                    .map(|&at| {
+                        let dot: f64 = (0..heads.dim)
+                            .map(|i| args.qkv.values[query + i] * pooled(at, 0, i))
+                            .sum();
+                        dot * f64::from(args.scale)
+                    })
+                    .collect();
+                let total = log_sum_exp(&scores);
+                for i in 0..heads.dim {
+                    args.out.values[row * heads.query_width() + head * heads.dim + i] = visible
+                        .iter()
+                        .zip(&scores)
+                        .map(|(&at, score)| (score - total).exp() * pooled(at, 1, i))
+                        .sum();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn silu_gate(
+        &self,
+        rows: usize,
+        width: usize,
+        gate_up: &Numbers<bf16>,
+        out: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            for i in 0..width {
+                let gate = gate_up.values[row * 2 * width + i];
+                let up = gate_up.values[row * 2 * width + width + i];
+                out.values[row * width + i] = gate / (1.0 + (-gate).exp()) * up;
+            }
+        }
+        Ok(())
+    }
+
+    fn gelu(&self, rows: usize, width: usize, x: &mut Numbers<bf16>) -> Result<()> {
+        for x in &mut x.values[..rows * width] {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (*x + 0.044715 * x.powi(3));
+            *x = 0.5 * *x * (1.0 + inner.tanh());
+        }
+        Ok(())
+    }
+
+    fn logits(
+        &self,
+        rows: usize,
+        x: &Numbers<bf16>,
+        head: &Matrix,
+        out: &mut Numbers<f32>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            for token in 0..head.rows {
+                out.values[row * head.rows + token] = product(row, token, x, head, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn logprobs(
+        &self,
+        rows: usize,
+        x: &Numbers<bf16>,
+        head: &Matrix,
+        targets: &Numbers<u32>,
+        out: &mut Numbers<f32>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            let logits: Vec<f64> =
+                (0..head.rows).map(|token| product(row, token, x, head, None)).collect();
+            out.values[row] = logits[targets.index(row)] - log_sum_exp(&logits);
+        }
+        Ok(())
+    }
+
+    fn add_guidance(
+        &self,
+        rows: usize,
+        vocab: usize,
+        weight: f32,
+        tuned: &Numbers<f32>,
+        untuned: &Numbers<f32>,
+        logits: &mut Numbers<f32>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            let range = row * vocab..(row + 1) * vocab;
+            let (tuned, untuned) = (&tuned.values[range.clone()], &untuned.values[range.clone()]);
+            let (t, u) = (log_sum_exp(tuned), log_sum_exp(untuned));
+            for (i, logit) in logits.values[range].iter_mut().enumerate() {
+                *logit += f64::from(weight) * ((tuned[i] - t) - (untuned[i] - u));
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(
+        &self,
+        rows: &[SampleRow],
+        vocab: usize,
+        logits: &Numbers<f32>,
+        tokens: &mut Numbers<u32>,
+    ) -> Result<()> {
+        for (row, how) in rows.iter().enumerate() {
+            let logits = &logits.values[row * vocab..][..vocab];
+            tokens.values[row] = pick(how, logits) as f64;
+        }
+        Ok(())
+    }
+}
+
+/// The token that `how` draws, by sorting everything.
+pub fn pick(how: &SampleRow, logits: &[f64]) -> usize {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    if how.temperature == 0.0 {
+        return order[0];
+    }
+    if how.top_k > 0 && (how.top_k as usize) < order.len() {
+        let bound = logits[order[how.top_k as usize - 1]];
+        order.retain(|&token| logits[token] >= bound);
+    }
+    let weight =
+        |token: usize| ((logits[token] - logits[order[0]]) / f64::from(how.temperature)).exp();
+    let total: f64 = order.iter().map(|&token| weight(token)).sum();
+    let mut kept = Vec::new();
+    let mut mass = 0.0;
+    for &token in &order {
+        if how.top_p < 1.0 && mass >= f64::from(how.top_p) * total && !kept.is_empty() {
+            break;
+        }
+        kept.push(token);
+        mass += weight(token);
+    }
+    kept.sort_unstable();
+    let target = f64::from(how.draw.uniform()) * mass;
+    let mut running = 0.0;
+    for &token in &kept {
+        running += weight(token);
+        if running > target {
+            return token;
+        }
+    }
+    kept[kept.len() - 1]
+}

@@ -1,0 +1,10 @@
+//! Tokenizers, templates, bytes and stop strings: on small tokenizers made here, and on the golden
+//! ones.
+
+#![allow(clippy::unwrap_used)]
+
+mod fixtures;
+mod golden;
+mod prompt;
+mod response;
+mod tokenizer;
