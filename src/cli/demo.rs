@@ -190,8 +190,8 @@ fn side_by_side<B: Backend>(
     };
     let Some(outcome) = last.last() else { return Ok(()) };
     println!(
-        "\nThe search for the last one, chunk by chunk. ● lived on, · was dropped, ■ had ended; \
-         the number is the gain so far.\n\n{}“{}”{}",
+        "\nThe search for the last one, chunk by chunk. ● lived on, · was dropped, ■ had ended, \
+         ★ is the answer; the number is the gain so far.\n\n{}“{}”{}",
         paint.bold,
         text(prompt),
         paint.off

@@ -94,20 +94,20 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_new_tokens: usize,
     /// 0 is greedy
-    #[arg(long, value_name = "F", default_value_t = 0.7)]
+    #[arg(long, value_name = "F", default_value_t = 0.7, allow_negative_numbers = true)]
     temperature: f32,
     /// Draw from the N most probable tokens; 0 from all
     #[arg(long, value_name = "N", default_value_t = 50)]
     top_k: u32,
     /// Draw from the most probable tokens that reach this mass
-    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
     /// Names all random numbers
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// eft: how far the base model may be moved; the guide's log-ratio is divided by it
     /// [default: 1]
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
     beta: Option<f32>,
     /// End a response where this text appears; may be repeated
     #[arg(long, value_name = "TEXT")]

@@ -24,6 +24,8 @@ pub struct TracedCandidate {
     pub gain: f64,
     /// Its place among those that live on, from 0; none if it was dropped.
     pub rank: Option<usize>,
+    /// It had ended before this step and was only compared again.
+    pub carried: bool,
     /// An earlier candidate of this step with the same tokens, which stands for both.
     pub duplicate_of: Option<usize>,
     /// `stop` or `length` if it has ended.
@@ -43,6 +45,7 @@ impl Chunk {
                 tokens: response.tokens.len(),
                 gain: scored.hypothesis.score.gain,
                 rank: order.iter().position(|&kept| kept == index),
+                carried: candidate.is_carried(),
                 duplicate_of: candidate.duplicate_of,
                 finish_reason: response.finish.map(|finish| finish.reason()),
             }

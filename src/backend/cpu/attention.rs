@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 use super::CpuBackend;
 use super::buffer::Shared;
-use super::math::{exp, max, narrow, sum, widen};
+use super::isa::vectorized;
+use super::math::{dot, exp, max, narrow, sum, widen};
 use crate::backend::{Attention, PAGE_LEN, Segment};
 use crate::tensor::bf16;
 
@@ -63,9 +64,7 @@ pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
         tables: args.tables,
         table_stride: args.table_stride,
     };
-    let run = |scratch: &mut Scratch, task: Task| {
-        cpu.isa.vectorize(|| args.run(task, scratch, out));
-    };
+    let run = |scratch: &mut Scratch, task: Task| run_task(cpu.isa, &args, task, scratch, out);
     if work < WORTH_A_THREAD {
         let mut scratch = Scratch::default();
         tasks.into_iter().for_each(|task| run(&mut scratch, task));
@@ -122,7 +121,7 @@ impl Inputs<'_> {
             for at in 0..count {
                 let key = self.vector(table, from + at, task.head, 0);
                 for (g, query) in scratch.queries.chunks_exact(heads.dim).enumerate() {
-                    scratch.scores[g * count + at] = sum(heads.dim, |i| query[i] * widen(key[i]));
+                    scratch.scores[g * count + at] = dot(query, key);
                 }
             }
             for scores in scratch.scores.chunks_exact_mut(count) {
@@ -130,7 +129,7 @@ impl Inputs<'_> {
                 for score in scores.iter_mut() {
                     *score = exp(*score - most);
                 }
-                let total = 1.0 / sum(count, |i| scores[i]);
+                let total = 1.0 / sum(scores, |weight| weight);
                 for score in scores.iter_mut() {
                     *score *= total;
                 }
@@ -161,4 +160,9 @@ impl Inputs<'_> {
         let start = self.shape.offset(self.layer, page, head, which) + position % PAGE_LEN * dim;
         &self.pool[start..start + dim]
     }
+}
+
+vectorized! {
+    /// Computes one task.
+    fn run_task(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Shared<bf16>) = Inputs::run;
 }

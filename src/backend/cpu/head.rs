@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::CpuBackend;
 use super::buffer::Shared;
-use super::math::LogSumExp;
+use super::math::{LogSumExp, log_sum_exp};
 use super::matmul::{for_each_tile, pairs};
 use super::matrix::{Matrix, PANEL};
 use crate::tensor::bf16;
@@ -43,7 +43,7 @@ pub fn logprobs(
                         // SAFETY: a row's target lies in one panel only, so one task writes it.
                         unsafe { target_logits.range(row, 1)[0] = logits[target] };
                     }
-                    cpu.isa.vectorize(|| partials[row].add(&logits[..outputs]));
+                    partials[row] = log_sum_exp(cpu.isa, partials[row], &logits[..outputs]);
                 }
             });
         }
@@ -70,18 +70,15 @@ pub fn add_guidance(
     untuned: &[f32],
     logits: &mut [f32],
 ) {
+    let total = |values: &[f32]| {
+        let chunks = values.chunks(TASK_PANELS * PANEL);
+        chunks.fold(LogSumExp::EMPTY, |total, chunk| log_sum_exp(cpu.isa, total, chunk)).value()
+    };
     let run = |((logits, tuned), untuned): ((&mut [f32], &[f32]), &[f32])| {
-        cpu.isa.vectorize(|| {
-            let total = |values: &[f32]| {
-                let mut total = LogSumExp::EMPTY;
-                values.chunks(1024).for_each(|chunk| total.add(chunk));
-                total.value()
-            };
-            let shift = total(untuned) - total(tuned);
-            for ((logit, &tuned), &untuned) in logits.iter_mut().zip(tuned).zip(untuned) {
-                *logit += weight * (tuned - untuned + shift);
-            }
-        });
+        let shift = total(untuned) - total(tuned);
+        for ((logit, &tuned), &untuned) in logits.iter_mut().zip(tuned).zip(untuned) {
+            *logit += weight * (tuned - untuned + shift);
+        }
     };
     let rows =
         logits.par_chunks_mut(vocab).zip(tuned.par_chunks(vocab)).zip(untuned.par_chunks(vocab));

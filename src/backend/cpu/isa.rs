@@ -43,33 +43,39 @@ impl Isa {
     pub fn best() -> Isa {
         Self::available().pop().unwrap_or(Isa::Portable)
     }
+}
 
-    /// Runs `f` compiled for this instruction set, as far as the compiler inlines it.
-    #[inline(always)]
-    pub fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
-        match self {
-            // SAFETY: values of `Isa` other than `Portable` come from `available`, which checked
-            // that the processor has these features.
+/// Makes `fn name(isa, arguments)` from an `#[inline(always)]` function of the same arguments:
+/// the body compiled once for each instruction set, and the choice between them.
+///
+/// A function is compiled for what its caller may use, so the body must be inlined into one that
+/// has the features; closures give no such promise.
+macro_rules! vectorized {
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? = $body:path;)*) => {$(
+        $(#[$doc])*
+        $vis fn $name(isa: $crate::backend::cpu::Isa, $($arg: $type),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { with_avx512(f) },
-            // SAFETY: as above.
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+            fn avx512($($arg: $type),*) $(-> $out)? {
+                $body($($arg),*)
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { with_avx2(f) },
-            _ => f(),
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $type),*) $(-> $out)? {
+                $body($($arg),*)
+            }
+            use $crate::backend::cpu::Isa;
+            match isa {
+                // SAFETY: values of `Isa` other than `Portable` come from `available`, which
+                // checked that the processor has these features.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => $body($($arg),*),
+            }
         }
-    }
+    )*};
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-#[inline]
-fn with_avx512<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
+pub(super) use vectorized;

@@ -1,24 +1,68 @@
 //! Sums and functions over slices that vectorise, with one fixed order of operations.
 
+use super::isa::vectorized;
 use crate::tensor::bf16;
 
 /// Partial sums that a reduction keeps; a fixed number, so that all paths add in one order.
 const LANES: usize = 16;
 
-/// `Σ f(i)` for i in 0..len, in sixteen interleaved partial sums that are added in order.
+/// The partial sums' sum, in pairs.
 #[inline(always)]
-pub fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let whole = len - len % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(start + lane);
+fn fold(mut lanes: [f32; LANES]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
         }
     }
-    for i in whole..len {
-        lanes[i - whole] += f(i);
+    lanes[0]
+}
+
+/// The last few numbers, and zeros.
+#[inline(always)]
+fn padded<T: Copy + Default>(rest: &[T]) -> [T; LANES] {
+    let mut lanes = [T::default(); LANES];
+    lanes[..rest.len()].copy_from_slice(rest);
+    lanes
+}
+
+/// `Σ f(value)`, in sixteen interleaved partial sums that are added in pairs.
+#[inline(always)]
+pub fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    // Arrays, not indices: a bounds check would keep the loop from being vectorised.
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for chunk in whole {
+        for lane in 0..LANES {
+            lanes[lane] += f(chunk[lane]);
+        }
     }
-    lanes.iter().sum()
+    if !rest.is_empty() {
+        // Fixed lanes again: an index that is not known beforehand would put them in memory.
+        let padded = padded(rest);
+        for lane in 0..LANES {
+            lanes[lane] += if lane < rest.len() { f(padded[lane]) } else { 0.0 };
+        }
+    }
+    fold(lanes)
+}
+
+/// `Σ a · b`, in the same order.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[bf16]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * widen(b[lane]);
+        }
+    }
+    if !rest_a.is_empty() {
+        let (a, b) = (padded(rest_a), padded(rest_b));
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * widen(b[lane]);
+        }
+    }
+    fold(lanes)
 }
 
 /// The largest of `values`, ignoring NaN; −∞ if there is none.
@@ -88,13 +132,13 @@ impl LogSumExp {
     /// Of no values.
     pub const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
 
-    /// Adds values.
+    /// With more values.
     #[inline(always)]
-    pub fn add(&mut self, values: &[f32]) {
+    fn plus(self, values: &[f32]) -> Self {
         let most = max(values);
         let max = if most > self.max { most } else { self.max };
-        let sum = sum(values.len(), |i| exp(values[i] - max));
-        *self = Self { max, sum: self.rescaled(max) + sum };
+        let sum = sum(values, |value| exp(value - max));
+        Self { max, sum: self.rescaled(max) + sum }
     }
 
     /// Adds another's values.
@@ -112,4 +156,9 @@ impl LogSumExp {
     pub fn value(&self) -> f32 {
         self.max + self.sum.ln()
     }
+}
+
+vectorized! {
+    /// The denominator with more values.
+    pub fn log_sum_exp(total: LogSumExp, values: &[f32]) -> LogSumExp = LogSumExp::plus;
 }

@@ -110,14 +110,19 @@ fn tile_of<const ROWS: usize>(isa: Isa, x: &[u32], panel: &[bf16], sums: &mut Ti
         // pairs and `x` as many for each row, as just checked.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 => unsafe { super::x86::tile_bf16::<ROWS>(pairs, x, panel, sums) },
-        Isa::Portable => tile_widened::<ROWS, false>(pairs, x, panel, sums),
-        _ => isa.vectorize(|| tile_widened::<ROWS, true>(pairs, x, panel, sums)),
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { super::x86::tile_avx512::<ROWS>(pairs, x, panel, sums) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { super::x86::tile_avx2::<ROWS>(pairs, x, panel, sums) },
+        _ => tile_widened::<ROWS, false>(pairs, x, panel, sums),
     }
 }
 
 /// Both numbers of each pair widened to f32: first all the even inputs' share, then the odd's.
 #[inline(always)]
-fn tile_widened<const ROWS: usize, const FUSED: bool>(
+pub fn tile_widened<const ROWS: usize, const FUSED: bool>(
     pairs: usize,
     x: &[u32],
     panel: &[bf16],

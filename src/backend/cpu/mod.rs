@@ -32,6 +32,9 @@ pub struct CpuBackend {
     pool: rayon::ThreadPool,
 }
 
+/// What a matmul does with the sums of one row: adds the bias and puts them into their place.
+type Epilogue<Y> = fn(Isa, sums: &[f32], bias: Option<&[f32]>, out: &mut [Y]);
+
 impl CpuBackend {
     /// The best instruction set on `threads` threads, all of them if not given.
     pub fn new(threads: Option<usize>) -> Result<Self> {
@@ -55,51 +58,42 @@ impl CpuBackend {
         self.pool.install(f)
     }
 
-    /// `each(row, x[row], out[row])` for rows of `width` and `out_width` numbers.
+    /// `each(x[row], out[row])` for rows of `width` and `out_width` numbers.
     fn by_row<X: Element, Y: Element>(
         &self,
         rows: usize,
         (x, width): (&[X], usize),
         (out, out_width): (&mut [Y], usize),
-        each: impl Fn(usize, &[X], &mut [Y]) + Sync,
+        each: impl Fn(&[X], &mut [Y]) + Sync,
     ) {
         let (x, out) = (&x[..rows * width], &mut out[..rows * out_width]);
-        let each = |(row, (x, out))| self.isa.vectorize(|| each(row, x, out));
+        let each = |(x, out)| each(x, out);
         if rows * width.max(out_width) < WORTH_A_THREAD {
-            x.chunks(width).zip(out.chunks_mut(out_width)).enumerate().for_each(each);
+            x.chunks(width).zip(out.chunks_mut(out_width)).for_each(each);
         } else {
-            let rows = x.par_chunks(width).zip(out.par_chunks_mut(out_width)).enumerate();
+            let rows = x.par_chunks(width).zip(out.par_chunks_mut(out_width));
             self.pool.install(|| rows.for_each(each));
         }
     }
 
-    /// `write(place in out, sum)` for all rows and outputs.
+    /// All sums, each handed with its bias and its place in `out` to `write`.
     fn matmul_into<Y: Element>(
         &self,
         rows: usize,
         x: &[bf16],
         weight: &Matrix,
-        bias: Option<&[f32]>,
+        bias: Option<&Buffer<f32>>,
         out: &mut [Y],
-        write: impl Fn(&mut Y, f32) + Sync,
+        write: Epilogue<Y>,
     ) {
         assert!(x.len() >= rows * weight.inputs, "x: [rows, {}]", weight.inputs);
         assert!(out.len() >= rows * weight.outputs, "out: [rows, {}]", weight.outputs);
-        if let Some(bias) = bias {
-            assert_eq!(bias.len(), weight.outputs, "bias: [out]");
-        }
+        assert!(bias.is_none_or(|bias| bias.len() == weight.outputs), "bias: [out]");
         let out = Shared::new(out);
         let epilogue = |row: usize, output: usize, sums: &[f32]| {
             // SAFETY: the matmul writes each row and output once; `out` is borrowed until the end.
             let out = unsafe { out.range(row * weight.outputs + output, sums.len()) };
-            self.isa.vectorize(|| match bias {
-                Some(bias) => {
-                    for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[output..]) {
-                        write(out, sum + bias);
-                    }
-                }
-                None => out.iter_mut().zip(sums).for_each(|(out, &sum)| write(out, sum)),
-            });
+            write(self.isa, sums, bias.map(|bias| &bias[output..]), out);
         };
         self.pool.install(|| matmul::matmul(self.isa, rows, x, weight, epilogue));
     }
@@ -187,8 +181,8 @@ impl Backend for CpuBackend {
         out: &mut Buffer<bf16>,
     ) -> Result<()> {
         let width = weight.len();
-        self.by_row(rows, (x, width), (out, width), |_, x, out| {
-            rows::rms_norm(x, weight, eps, out);
+        self.by_row(rows, (x, width), (out, width), |x, out| {
+            rows::rms_norm(self.isa, x, weight, eps, out);
         });
         Ok(())
     }
@@ -204,8 +198,8 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let width = weight.len();
         assert_eq!(bias.len(), width, "weight and bias: [width]");
-        self.by_row(rows, (x, width), (out, width), |_, x, out| {
-            rows::layer_norm(x, weight, bias, eps, out);
+        self.by_row(rows, (x, width), (out, width), |x, out| {
+            rows::layer_norm(self.isa, x, weight, bias, eps, out);
         });
         Ok(())
     }
@@ -218,8 +212,7 @@ impl Backend for CpuBackend {
         bias: Option<&Buffer<f32>>,
         out: &mut Buffer<bf16>,
     ) -> Result<()> {
-        let bias = bias.map(|bias| &bias[..]);
-        self.matmul_into(rows, x, weight, bias, out, |out, sum| *out = math::narrow(sum));
+        self.matmul_into(rows, x, weight, bias, out, rows::store_half);
         Ok(())
     }
 
@@ -231,8 +224,7 @@ impl Backend for CpuBackend {
         bias: Option<&Buffer<f32>>,
         residual: &mut Buffer<f32>,
     ) -> Result<()> {
-        let bias = bias.map(|bias| &bias[..]);
-        self.matmul_into(rows, x, weight, bias, residual, |out, sum| *out += sum);
+        self.matmul_into(rows, x, weight, bias, residual, rows::add);
         Ok(())
     }
 
@@ -245,9 +237,9 @@ impl Backend for CpuBackend {
         qkv: &mut Buffer<bf16>,
     ) -> Result<()> {
         let width = heads.qkv_width();
-        self.by_row(rows, (&positions[..], 1), (qkv, width), |_, position, qkv| {
+        self.by_row(rows, (&positions[..], 1), (qkv, width), |position, qkv| {
             let cos_sin = &cos_sin[position[0] as usize * heads.dim..][..heads.dim];
-            rows::rope(heads, cos_sin, qkv);
+            rows::rope(self.isa, heads, cos_sin, qkv);
         });
         Ok(())
     }
@@ -296,8 +288,8 @@ impl Backend for CpuBackend {
         gate_up: &Buffer<bf16>,
         out: &mut Buffer<bf16>,
     ) -> Result<()> {
-        self.by_row(rows, (gate_up, 2 * width), (out, width), |_, gate_up, out| {
-            rows::silu_gate(gate_up, out);
+        self.by_row(rows, (gate_up, 2 * width), (out, width), |gate_up, out| {
+            rows::silu_gate(self.isa, gate_up, out);
         });
         Ok(())
     }
@@ -305,10 +297,10 @@ impl Backend for CpuBackend {
     fn gelu(&self, rows: usize, width: usize, x: &mut Buffer<bf16>) -> Result<()> {
         let rows = &mut x[..rows * width];
         if rows.len() < WORTH_A_THREAD {
-            self.isa.vectorize(|| rows::gelu(rows));
+            rows::gelu(self.isa, rows);
         } else {
             let chunks = rows.par_chunks_mut(width);
-            self.pool.install(|| chunks.for_each(|row| self.isa.vectorize(|| rows::gelu(row))));
+            self.pool.install(|| chunks.for_each(|row| rows::gelu(self.isa, row)));
         }
         Ok(())
     }
@@ -320,7 +312,7 @@ impl Backend for CpuBackend {
         head: &Matrix,
         out: &mut Buffer<f32>,
     ) -> Result<()> {
-        self.matmul_into(rows, x, head, None, out, |out, sum| *out = sum);
+        self.matmul_into(rows, x, head, None, out, |_, sums, _, out| out.copy_from_slice(sums));
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Ops that treat each row, or each number, by itself.
 
+use super::isa::vectorized;
 use super::math::{exp, narrow, sum, tanh, widen};
 use super::matrix::Matrix;
 use crate::backend::{Heads, PAGE_LEN, PoolShape};
@@ -25,31 +26,28 @@ pub fn embed_add(positions: &[u32], table: &Matrix, x: &mut [f32]) {
     }
 }
 
-/// One row: `x / sqrt(mean(x²) + eps) · weight`
 #[inline(always)]
-pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [bf16]) {
-    let mean = sum(x.len(), |i| x[i] * x[i]) / x.len() as f32;
+fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [bf16]) {
+    let mean = sum(x, |x| x * x) / x.len() as f32;
     let factor = 1.0 / (mean + eps).sqrt();
     for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
         *out = narrow(x * factor * weight);
     }
 }
 
-/// One row: `(x − mean) / sqrt(var + eps) · weight + bias`
 #[inline(always)]
-pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [bf16]) {
+fn layer_norm_row(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [bf16]) {
     let count = x.len() as f32;
-    let mean = sum(x.len(), |i| x[i]) / count;
-    let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / count;
+    let mean = sum(x, |x| x) / count;
+    let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
     let factor = 1.0 / (variance + eps).sqrt();
     for (((out, &x), &weight), &bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
         *out = narrow((x - mean) * factor * weight + bias);
     }
 }
 
-/// One row's queries and keys, `[q + kv, head_dim]`, turned by `cos_sin: [head_dim]`.
 #[inline(always)]
-pub fn rope(heads: Heads, cos_sin: &[f32], qkv: &mut [bf16]) {
+fn rope_row(heads: Heads, cos_sin: &[f32], qkv: &mut [bf16]) {
     let half = heads.dim / 2;
     let (cos, sin) = cos_sin.split_at(half);
     for head in qkv[..(heads.query + heads.kv) * heads.dim].chunks_exact_mut(heads.dim) {
@@ -85,9 +83,8 @@ pub fn copy_page(shape: PoolShape, from: usize, to: usize, pool: &mut [bf16]) {
     }
 }
 
-/// One row: `silu(gate) · up`
 #[inline(always)]
-pub fn silu_gate(gate_up: &[bf16], out: &mut [bf16]) {
+fn silu_gate_row(gate_up: &[bf16], out: &mut [bf16]) {
     let (gate, up) = gate_up.split_at(out.len());
     for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
         let gate = widen(gate);
@@ -95,12 +92,60 @@ pub fn silu_gate(gate_up: &[bf16], out: &mut [bf16]) {
     }
 }
 
-/// One row: `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`
 #[inline(always)]
-pub fn gelu(x: &mut [bf16]) {
+fn gelu_row(x: &mut [bf16]) {
     const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     for x in x {
         let v = widen(*x);
         *x = narrow(0.5 * v * (1.0 + tanh(SQRT_2_OVER_PI * (v + 0.044_715 * v * v * v))));
     }
+}
+
+#[inline(always)]
+fn narrow_sums(sums: &[f32], bias: Option<&[f32]>, out: &mut [bf16]) {
+    match bias {
+        Some(bias) => {
+            for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+                *out = narrow(sum + bias);
+            }
+        }
+        None => {
+            for (out, &sum) in out.iter_mut().zip(sums) {
+                *out = narrow(sum);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn add_sums(sums: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+    match bias {
+        Some(bias) => {
+            for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+                *out += sum + bias;
+            }
+        }
+        None => {
+            for (out, &sum) in out.iter_mut().zip(sums) {
+                *out += sum;
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// One row: `x / sqrt(mean(x²) + eps) · weight`
+    pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [bf16]) = rms_norm_row;
+    /// One row: `(x − mean) / sqrt(var + eps) · weight + bias`
+    pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [bf16]) = layer_norm_row;
+    /// One row's queries and keys, `[q + kv, head_dim]`, turned by `cos_sin: [head_dim]`.
+    pub fn rope(heads: Heads, cos_sin: &[f32], qkv: &mut [bf16]) = rope_row;
+    /// One row: `silu(gate) · up`
+    pub fn silu_gate(gate_up: &[bf16], out: &mut [bf16]) = silu_gate_row;
+    /// One row: `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`
+    pub fn gelu(x: &mut [bf16]) = gelu_row;
+    /// The end of a matmul: sums and bias rounded to bf16.
+    pub fn store_half(sums: &[f32], bias: Option<&[f32]>, out: &mut [bf16]) = narrow_sums;
+    /// The end of a matmul: sums and bias added to the residual stream.
+    pub fn add(sums: &[f32], bias: Option<&[f32]>, out: &mut [f32]) = add_sums;
 }

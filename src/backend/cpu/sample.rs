@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::CpuBackend;
+use super::isa::vectorized;
 use super::math::exp;
 use crate::backend::SampleRow;
 
@@ -17,7 +18,7 @@ pub fn sample(
     assert!(vocab > 0 && logits.len() >= rows.len() * vocab, "logits: [rows, vocab]");
     assert!(tokens.len() >= rows.len(), "tokens: [rows]");
     let run = |((row, logits), token): ((&SampleRow, &[f32]), &mut u32)| {
-        *token = cpu.isa.vectorize(|| pick(row, logits));
+        *token = pick_token(cpu.isa, row, logits);
     };
     let work = (rows, logits.par_chunks(vocab), tokens);
     if rows.len() * vocab < 1 << 14 {
@@ -27,6 +28,12 @@ pub fn sample(
     }
 }
 
+vectorized! {
+    /// One row's token.
+    fn pick_token(row: &SampleRow, logits: &[f32]) -> u32 = pick;
+}
+
+#[inline(always)]
 fn pick(row: &SampleRow, logits: &[f32]) -> u32 {
     if row.temperature == 0.0 {
         return argmax(logits);
@@ -62,6 +69,7 @@ fn pick(row: &SampleRow, logits: &[f32]) -> u32 {
 }
 
 /// The lowest id of the largest logit, ignoring NaN.
+#[inline(always)]
 fn argmax(logits: &[f32]) -> u32 {
     let most = super::math::max(logits);
     logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32
@@ -69,6 +77,7 @@ fn argmax(logits: &[f32]) -> u32 {
 
 /// The k-th largest value: candidates above a rising bound are collected, and thinned out
 /// whenever there are too many.
+#[inline(always)]
 fn kth_largest(values: &[f32], k: usize) -> f32 {
     let room = (4 * k).max(256);
     let mut best: Vec<f32> = Vec::with_capacity(room + 16);

@@ -5,7 +5,7 @@ use std::arch::x86_64::{
     _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use super::matmul::Tile;
+use super::matmul::{Tile, tile_widened};
 use super::matrix::PANEL;
 use crate::tensor::bf16;
 
@@ -50,4 +50,16 @@ pub unsafe fn tile_bf16<const ROWS: usize>(
             unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), acc) };
         }
     }
+}
+
+/// The widened sums with sixteen lanes and fused multiply-add.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+pub fn tile_avx512<const ROWS: usize>(pairs: usize, x: &[u32], panel: &[bf16], sums: &mut Tile) {
+    tile_widened::<ROWS, true>(pairs, x, panel, sums);
+}
+
+/// The widened sums with eight lanes and fused multiply-add.
+#[target_feature(enable = "avx2,fma")]
+pub fn tile_avx2<const ROWS: usize>(pairs: usize, x: &[u32], panel: &[bf16], sums: &mut Tile) {
+    tile_widened::<ROWS, true>(pairs, x, panel, sums);
 }

@@ -1,0 +1,165 @@
+use super::*;
+
+/// Goal: flags that cannot work are refused by name.
+#[test]
+fn flags_that_cannot_work_are_refused() {
+    for (flags, part) in [
+        (&["-w", "0"][..], "--beam-width must be at least 1"),
+        (&["-k", "0"], "--successors must be at least 1"),
+        (&["-l", "0"], "--chunk-len must be at least 1"),
+        (&["-l", "ten"], "must be a number or inf"),
+        (&["--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
+        (&["--max-new-tokens", "500"], "context holds 128 tokens"),
+        (&["--temperature", "-1"], "--temperature"),
+        (&["--temperature", "nan"], "--temperature"),
+        (&["--top-p", "0"], "--top-p must be above 0"),
+        (&["--stop", ""], "--stop must not be empty"),
+        (&["--base-template", "Review:"], "{prompt}"),
+        (&["--guide-template", "Review:"], "--guide-template"),
+        (&["--method", "sample", "-w", "2"], "--beam-width has no meaning"),
+        (&["--method", "bon", "-l", "2"], "--chunk-len has no meaning"),
+        (&["--beta", "1"], "--beta has no meaning with --method cbs"),
+        (&["--method", "eft", "--beta", "0"], "--beta must be above 0"),
+        (&["--threads", "0"], "--threads must be at least 1"),
+        (&["--concurrency", "0"], "--concurrency must be at least 1"),
+        (&["--kv-memory", "1K"], "--kv-memory must be at least"),
+        (&["--kv-memory", "100K"], "raise --kv-memory"),
+        (&["--kv-memory", "lots"], "number of bytes"),
+        (&["--guide", "a"], "TUNED,UNTUNED"),
+        (&["--guide", "a,b,heavy"], "weight"),
+        (&["--compat", "reference", "--guide-tokens", "ids"], "--guide-tokens"),
+        (&["--device", "abacus"], "--device"),
+    ] {
+        let output = search(&[&["--prompt", "The film"], flags].concat());
+        assert_refused(&output, part);
+        assert!(output.stdout.is_empty());
+    }
+    assert_refused(&search(&["--prompt", ""]), "the prompt is empty for the base model");
+    let alone = trimtab(&["search", "--base", &model("gpt2"), "--prompt", "x"]);
+    assert_refused(&alone, "--tuned and --untuned (or --guide) are needed");
+}
+
+/// Goal: models that do not belong together are refused with how they differ.
+#[test]
+fn models_that_do_not_fit_together_are_refused() {
+    let run = |base: &str, tuned: &str, untuned: &str, more: &[&str]| {
+        let (base, tuned, untuned) = (model(base), model(tuned), model(untuned));
+        let flags =
+            ["search", "--base", &base, "--tuned", &tuned, "--untuned", &untuned, "--prompt", "x"];
+        trimtab(&[&flags, more].concat())
+    };
+    assert_refused(&run("gpt2", "llama_tuned", "gpt2", &[]), "same vocabulary");
+    // Same size, other tokens.
+    assert_refused(&run("mistral", "llama", "mistral", &[]), "same vocabulary");
+    assert_refused(&run("mistral", "llama_tuned", "llama", &["--method", "eft"]), "--method eft");
+    let ids = run("mistral", "llama_tuned", "llama", &["--guide-tokens", "ids"]);
+    assert_refused(&ids, "use --guide-tokens text");
+    assert_refused(&run("nowhere", "gpt2_tuned", "gpt2", &[]), "not a folder");
+}
+
+/// A golden model with one file changed.
+fn changed(name: &str, file: &str, change: impl Fn(String) -> String) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(model(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join(file);
+    std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
+    folder
+}
+
+/// Goal: a config with absurd, unsupported or missing fields is refused by the field's name.
+#[test]
+fn absurd_configs_are_refused() {
+    let set = |field: &'static str, value: &'static str| {
+        move |text: String| {
+            let mut config: Value = serde_json::from_str(&text).unwrap();
+            config[field] = serde_json::from_str(value).unwrap();
+            config.to_string()
+        }
+    };
+    for (name, field, value) in [
+        ("gpt2", "n_layer", "0"),
+        ("gpt2", "n_layer", "-3"),
+        ("gpt2", "n_layer", "1e300"),
+        ("gpt2", "n_embd", "18446744073709551615"),
+        ("gpt2", "n_head", "7"),
+        ("gpt2", "vocab_size", "\"many\""),
+        ("gpt2", "vocab_size", "null"),
+        ("gpt2", "layer_norm_epsilon", "-1"),
+        ("gpt2", "activation_function", "\"relu\""),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", "true"),
+        ("gpt2", "quantization_config", "{}"),
+        ("llama3", "num_key_value_heads", "3"),
+        ("llama3", "head_dim", "15"),
+        ("llama3", "rope_theta", "0"),
+        ("llama3", "hidden_act", "\"gelu\""),
+        ("llama3", "attention_bias", "\"yes\""),
+        ("mistral", "sliding_window", "0"),
+        ("mistral", "max_position_embeddings", "9999999999999"),
+        ("mistral", "tie_word_embeddings", "3"),
+    ] {
+        let folder = changed(name, "config.json", set(field, value));
+        let output = trimtab(&["inspect".as_ref(), folder.path().as_os_str()]);
+        assert_refused(&output, &format!("field `{field}`"));
+    }
+    let scaled = changed("llama3", "config.json", set("rope_scaling", "{\"type\":\"yarn\"}"));
+    let output = trimtab(&["inspect".as_ref(), scaled.path().as_os_str()]);
+    assert_refused(&output, "only default, linear, llama3");
+    let other = changed("gpt2", "config.json", set("architectures", "[\"BertForMaskedLM\"]"));
+    let output = trimtab(&["inspect".as_ref(), other.path().as_os_str()]);
+    assert_refused(&output, "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM");
+    for text in ["", "[]", "{", "nonsense", "{}"] {
+        let folder = changed("gpt2", "config.json", |_| text.to_owned());
+        let output = trimtab(&["inspect".as_ref(), folder.path().as_os_str()]);
+        assert_refused(&output, "config.json");
+    }
+}
+
+/// Goal: a config that promises other shapes than the file holds is refused by the tensor.
+#[test]
+fn wrong_shapes_are_refused() {
+    let widen = |text: String| text.replace("\"n_positions\": 128", "\"n_positions\": 256");
+    let folder = changed("gpt2", "config.json", widen);
+    let path = folder.path().to_str().unwrap();
+    let output = trimtab(&["search", "--base", path, "--method", "sample", "--prompt", "x"]);
+    assert_refused(&output, "wpe.weight");
+    let deepen = |text: String| text.replace("\"n_layer\": 2", "\"n_layer\": 3");
+    let folder = changed("gpt2", "config.json", deepen);
+    let path = folder.path().to_str().unwrap();
+    let output = trimtab(&["search", "--base", path, "--method", "sample", "--prompt", "x"]);
+    assert_refused(&output, "h.2.");
+}
+
+/// Goal: weights that are not numbers fail the search with a reason, and no NaN reaches JSON.
+#[test]
+fn weights_that_are_not_numbers_fail_their_search() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(model("gpt2_tuned")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for number in bytes[8 + header..].chunks_exact_mut(4) {
+        number.copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let (base, tuned) = (model("gpt2"), folder.path().to_str().unwrap());
+    let output = trimtab(&[
+        "search",
+        "--base",
+        &base,
+        "--tuned",
+        tuned,
+        "--untuned",
+        &base,
+        "--prompt",
+        "x",
+        "--json",
+    ]);
+    assert_refused(&output, "is not a finite number");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("NaN"));
+}

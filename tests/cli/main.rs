@@ -1,0 +1,75 @@
+//! The program as its users see it: what it prints, what it writes, what it refuses.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod resume;
+mod score;
+mod search;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// A golden model's folder.
+fn model(name: &str) -> String {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    folder.to_str().unwrap().to_owned()
+}
+
+/// Runs the program.
+fn trimtab<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_trimtab")).args(args).output().unwrap()
+}
+
+/// The flags of a guided search with the golden GPT-2s.
+fn guided() -> Vec<String> {
+    [
+        "search",
+        "--base",
+        &model("gpt2"),
+        "--tuned",
+        &model("gpt2_tuned"),
+        "--untuned",
+        &model("gpt2"),
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// `guided` with more flags.
+fn search(more: &[&str]) -> Output {
+    let mut args = guided();
+    args.extend(more.iter().map(|&arg| arg.to_owned()));
+    trimtab(&args)
+}
+
+fn stdout(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Lines of JSON.
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The run must have failed with exit code 2 and a message with `part` in it.
+fn assert_refused(output: &Output, part: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains(part), "{part:?} is not in: {errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+/// A prompts file of `count` different prompts.
+fn prompts_file(folder: &Path, count: usize) -> String {
+    let words = ["The film", "A quiet harbour", "Nothing", "This is the story", "é 你好"];
+    let lines: String = (0..count)
+        .map(|i| format!("{{\"prompt\":\"{} {i}\",\"id\":\"p{i}\"}}\n", words[i % words.len()]))
+        .collect();
+    let path = folder.join("prompts.jsonl");
+    std::fs::write(&path, lines).unwrap();
+    path.to_str().unwrap().to_owned()
+}

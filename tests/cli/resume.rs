@@ -1,0 +1,156 @@
+use super::*;
+
+struct Run {
+    folder: tempfile::TempDir,
+    prompts: String,
+}
+
+impl Run {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let prompts = prompts_file(folder.path(), 9);
+        Self { folder, prompts }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+
+    fn search(&self, name: &str, more: &[&str]) -> Output {
+        let (output, trace) = (self.path(name), self.path(&format!("{name}.trace")));
+        let flags = [
+            "--prompts",
+            &self.prompts,
+            "--output",
+            &output,
+            "--trace",
+            &trace,
+            "--max-new-tokens",
+            "8",
+            "-w",
+            "2",
+            "-k",
+            "2",
+            "-l",
+            "3",
+        ];
+        search(&[&flags, more].concat())
+    }
+}
+
+/// Goal: wherever a run was killed, also within a line, going on gives the same bytes as a run
+/// that was not: no torn line, no doubled one, in output and trace.
+#[test]
+fn a_killed_run_goes_on_where_it_stopped() {
+    let run = Run::new();
+    stdout(&run.search("whole", &[]));
+    let (whole, trace) = (run.read("whole"), run.read("whole.trace"));
+    for (cut, trace_cut) in [
+        (0, 0),
+        (10, 100),
+        (whole.len() / 2, trace.len() * 2 / 3),
+        (whole.len() - 1, trace.len()),
+        (whole.len(), trace.len()),
+    ] {
+        std::fs::write(run.path("cut"), &whole[..cut]).unwrap();
+        std::fs::write(run.path("cut.trace"), &trace[..trace_cut]).unwrap();
+        std::fs::copy(run.path("whole.settings.json"), run.path("cut.settings.json")).unwrap();
+        stdout(&run.search("cut", &["--resume", "--concurrency", "3"]));
+        assert_eq!(run.read("cut"), whole, "cut at {cut}");
+        assert_eq!(run.read("cut.trace"), trace, "cut at {trace_cut}");
+    }
+    let again = run.search("cut", &["--resume"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("0 prompts"), "nothing was left to do");
+}
+
+/// Goal: a real kill, in the middle of the work.
+#[test]
+fn a_run_survives_a_real_kill() {
+    let run = Run::new();
+    stdout(&run.search("whole", &[]));
+    let (output, trace) = (run.path("killed"), run.path("killed.trace"));
+    let mut args = guided();
+    args.extend(
+        [
+            "--prompts",
+            &run.prompts,
+            "--output",
+            &output,
+            "--trace",
+            &trace,
+            "--max-new-tokens",
+            "8",
+            "-w",
+            "2",
+            "-k",
+            "2",
+            "-l",
+            "3",
+            "--concurrency",
+            "1",
+        ]
+        .map(str::to_owned),
+    );
+    let mut child = Command::new(env!("CARGO_BIN_EXE_trimtab"))
+        .args(&args)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // As soon as something is there; if it was quicker than that, nothing is lost either.
+    while std::fs::metadata(&output).map_or(true, |data| data.len() == 0) {
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    stdout(&run.search("killed", &["--resume"]));
+    assert_eq!(run.read("killed"), run.read("whole"));
+    assert_eq!(run.read("killed.trace"), run.read("whole.trace"));
+}
+
+/// Goal: answers of other settings or other prompts are never mixed, and nothing is overwritten.
+#[test]
+fn an_output_of_another_run_is_left_alone() {
+    let run = Run::new();
+    stdout(&run.search("first", &[]));
+    let before = run.read("first");
+    assert_refused(&run.search("first", &[]), "--resume");
+    assert_refused(&run.search("first", &["--resume", "--seed", "7"]), "seed = 1, not 7");
+    assert_refused(&run.search("first", &["--resume", "--shard", "1/2"]), "shard");
+    let other = prompts_file(run.folder.path(), 9);
+    let text = std::fs::read_to_string(&other).unwrap();
+    std::fs::write(&other, text.replace("The film 0", "Another film")).unwrap();
+    assert_refused(&run.search("first", &["--resume"]), "line 1: answers another prompt");
+    std::fs::write(&other, text.lines().next().unwrap()).unwrap();
+    assert_refused(&run.search("first", &["--resume"]), "more answers than prompts");
+    assert_eq!(run.read("first"), before);
+    assert_refused(&search(&["--prompt", "A", "--resume"]), "needs --output");
+}
+
+/// Goal: prompts that fail leave a line of their own and are not tried again.
+#[test]
+fn failures_keep_their_place() {
+    let run = Run::new();
+    let text = std::fs::read_to_string(&run.prompts).unwrap();
+    let mut lines_in: Vec<&str> = text.lines().collect();
+    lines_in.insert(2, "{\"prompt\": 7}");
+    let long = format!("{{\"prompt\":\"{}\",\"id\":\"long\"}}", "word ".repeat(200));
+    lines_in.insert(5, &long);
+    std::fs::write(&run.prompts, lines_in.join("\n")).unwrap();
+    let output = run.search("some", &[]);
+    assert_refused(&output, "line 3");
+    let answers = lines(&String::from_utf8(run.read("some")).unwrap());
+    assert_eq!(answers.len(), 11);
+    assert_eq!(answers[2]["id"], 3);
+    assert!(answers[5]["error"].as_str().unwrap().contains("base model's context holds 128"));
+    assert_eq!(answers.iter().filter(|a| a.get("error").is_none()).count(), 9);
+    let resumed = run.search("some", &["--resume"]);
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    assert_eq!(lines(&String::from_utf8(run.read("some")).unwrap()), answers);
+}

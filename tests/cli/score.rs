@@ -1,0 +1,74 @@
+use super::*;
+
+fn score(input: &str, more: &[&str]) -> Output {
+    let (tuned, untuned) = (model("gpt2_tuned"), model("gpt2"));
+    let flags = ["score", "--tuned", &tuned, "--untuned", &untuned, "--input", input];
+    trimtab(&[&flags, more].concat())
+}
+
+fn write(folder: &Path, text: &str) -> String {
+    let path = folder.join("pairs.jsonl");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Goal: `score` gives the reference gains, in input order, however many lines there are.
+/// Tolerance as in tests/guide.rs.
+#[test]
+fn score_gives_the_reference_gains() {
+    let text = std::fs::read_to_string(PathBuf::from(model("gains.json"))).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let cases: Vec<Value> = cases.into_iter().filter(|c| c["tuned"] == "gpt2_tuned").collect();
+    // Five times, so that they fill more than one batch.
+    let cases: Vec<&Value> = cases.iter().cycle().take(5 * cases.len()).collect();
+    let lines_in: String = cases
+        .iter()
+        .map(|case| {
+            let pair = serde_json::json!({"prompt": case["prompt"], "response": case["response"],
+                "eos": case["eos"]});
+            format!("{pair}\n")
+        })
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let scores = lines(&stdout(&score(&write(folder.path(), &lines_in), &["--bos", "never"])));
+    assert_eq!(scores.len(), cases.len());
+    for (score, case) in scores.iter().zip(cases) {
+        assert_eq!(score["tokens"], case["tokens"]);
+        let tokens = case["tokens"].as_f64().unwrap();
+        for field in ["logp_tuned", "logp_untuned", "gain"] {
+            let difference = score[field].as_f64().unwrap() - case[field].as_f64().unwrap();
+            assert!(difference.abs() <= 0.2 * tokens, "{field}: {score} for {case}");
+        }
+        let fields: Vec<&str> = score.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(fields, ["logp_tuned", "logp_untuned", "gain", "tokens"]);
+    }
+}
+
+/// Goal: with --guide-tokens ids the response is tokenised by itself.
+#[test]
+fn ids_keep_the_boundary_between_prompt_and_response() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = write(folder.path(), "{\"prompt\":\"The fil\",\"response\":\"m is\",\"eos\":true}");
+    let text = lines(&stdout(&score(&input, &[]))).remove(0);
+    let ids = lines(&stdout(&score(&input, &["--guide-tokens", "ids"]))).remove(0);
+    assert_ne!(text["gain"], ids["gain"], "the prompt's last token merges only in text");
+}
+
+/// Goal: a bad line is answered with its number, the others with their scores, the exit code
+/// says that one failed.
+#[test]
+fn a_bad_line_does_not_stop_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = "{\"prompt\":\"The film\",\"response\":\" is\",\"eos\":false}";
+    let long = format!("{{\"prompt\":\"{}\",\"response\":\" is\"}}", "word ".repeat(300));
+    let input = write(folder.path(), &format!("{good}\n{{oops\n\n{long}\n{good}\n"));
+    let output = score(&input, &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let answers = lines(&String::from_utf8(output.stdout.clone()).unwrap());
+    assert_eq!(answers.len(), 4);
+    assert_eq!(answers[0], answers[3]);
+    assert_eq!(answers[1]["line"], 2);
+    assert_eq!(answers[2]["line"], 4);
+    let reason = answers[2]["error"].as_str().unwrap();
+    assert!(reason.contains("context holds 128 tokens"), "{reason}");
+}
