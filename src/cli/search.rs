@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::input::{self, Item, PromptItem, Shard};
-use super::models::{self, Compat, DeviceArgs, GuideArgs, GuideTokensFlag, Plan};
+use super::models::{self, BosFlag, Compat, DeviceArgs, GuideArgs, GuideTokensFlag, Plan};
 use super::output::{Answer, Failure, Sink, Target, json_line, trace_lines};
 use super::progress::Progress;
 use crate::backend::Backend;
@@ -180,6 +180,9 @@ impl Args {
             compat: self.compat.is_some(),
         };
         settings.validate()?;
+        if settings.compat && self.guide.bos == BosFlag::Always {
+            return Err(Error::flag("--bos", "must be never with --compat reference"));
+        }
         if self.concurrency == 0 {
             return Err(Error::flag("--concurrency", "must be at least 1"));
         }

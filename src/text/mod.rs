@@ -10,4 +10,4 @@ pub use bytes::complete_utf8;
 pub use chat::{ChatTemplate, Message};
 pub use prompt::{Prompt, PromptFormat, Template};
 pub use stop::{StopMatch, StopStrings};
-pub use tokenizer::{Bos, Tokenizer};
+pub use tokenizer::{Bos, Tokenizer, panics_are_caught};

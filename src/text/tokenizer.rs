@@ -1,5 +1,6 @@
 //! A model's tokenizer, as its folder describes it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -292,9 +293,22 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is inside the tokenizers library, whose panics become errors: a panic hook
+/// should keep silent about them.
+pub fn panics_are_caught() -> bool {
+    GUARDED.get()
+}
+
 /// Runs a piece of the library, which panics on some files that it does not expect.
 fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(run)) {
+    GUARDED.set(true);
+    let result = catch_unwind(AssertUnwindSafe(run));
+    GUARDED.set(false);
+    match result {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("the tokenizers library cannot read its parts".into()),
     }

@@ -28,6 +28,7 @@ fn flags_that_cannot_work_are_refused() {
         (&["--guide", "a"], "TUNED,UNTUNED"),
         (&["--guide", "a,b,heavy"], "weight"),
         (&["--compat", "reference", "--guide-tokens", "ids"], "--guide-tokens"),
+        (&["--compat", "reference", "--bos", "always"], "--bos"),
         (&["--device", "abacus"], "--device"),
     ] {
         let output = search(&[&["--prompt", "The film"], flags].concat());
@@ -114,6 +115,16 @@ fn absurd_configs_are_refused() {
         let folder = changed("gpt2", "config.json", |_| text.to_owned());
         let output = trimtab(&["inspect".as_ref(), folder.path().as_os_str()]);
         assert_refused(&output, "config.json");
+    }
+}
+
+/// Goal: a damaged tokenizer is an error with the file's name, and no panic is seen.
+#[test]
+fn damaged_tokenizers_are_refused() {
+    for (from, to) in [("\"merges\"", "\"surges\""), ("\"BPE\"", "\"CPE\""), ("{", "")] {
+        let folder = changed("gpt2", "tokenizer.json", |text| text.replacen(from, to, 1));
+        let output = trimtab(&["inspect".as_ref(), folder.path().as_os_str()]);
+        assert_refused(&output, "tokenizer.json");
     }
 }
 
