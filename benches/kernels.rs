@@ -1,12 +1,14 @@
 //! One row per op, with GPT-2 124M's shapes: `cargo bench --bench kernels`.
 //!
-//! 16 rows unless the row's name says otherwise. Matmuls report bytes of weights per second.
+//! 16 rows unless the row's name says otherwise. Matmuls report bytes of weights per second, to be
+//! held against `memory_read`: the same threads adding up numbers from memory.
 #![allow(missing_docs)] // criterion's macros
 #![allow(clippy::unwrap_used)]
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rayon::prelude::*;
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::{Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow, Segment};
 use trimtab::philox::Draw;
@@ -39,6 +41,25 @@ fn weight(cpu: &CpuBackend, rows: usize, cols: usize) -> <CpuBackend as Backend>
     let data: Vec<bf16> =
         (0..rows * cols).map(|i| bf16::from_f32((i % 251) as f32 / 125.0 - 1.0)).collect();
     cpu.matrix(HostMatrix::new(rows, cols, data)).unwrap()
+}
+
+fn memory(c: &mut Criterion) {
+    let cpu = CpuBackend::new(None).unwrap();
+    // Twice the head's weights, far beyond any cache.
+    let values = vec![1u64; VOCAB * WIDTH / 2];
+    let mut group = c.benchmark_group("memory");
+    group.throughput(Throughput::Bytes(size_of_val(&values[..]) as u64));
+    let sum = |chunk: &[u64]| {
+        let lanes = chunk.chunks_exact(8).fold([0u64; 8], |mut lanes, values| {
+            lanes.iter_mut().zip(values).for_each(|(lane, value)| *lane += value);
+            lanes
+        });
+        lanes.iter().sum::<u64>()
+    };
+    group.bench_function("memory_read", |b| {
+        b.iter(|| cpu.enter(|| values.par_chunks(1 << 13).map(sum).sum::<u64>()));
+    });
+    group.finish();
 }
 
 fn rowwise(c: &mut Criterion) {
@@ -107,7 +128,7 @@ fn heads(c: &mut Criterion) {
     let head = weight(&cpu, VOCAB, WIDTH);
     let mut group = c.benchmark_group("head");
     group.throughput(Throughput::Bytes((2 * VOCAB * WIDTH) as u64));
-    for rows in [1, 16, 160] {
+    for rows in [1, 4, 16, 64, 160] {
         let x = numbers::<bf16>(&cpu, rows * WIDTH);
         let mut logits = numbers::<f32>(&cpu, rows * VOCAB);
         let mut logprobs = numbers::<f32>(&cpu, rows);
@@ -188,5 +209,5 @@ fn cache(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(all, rowwise, matmuls, heads, cache);
+criterion_group!(all, memory, rowwise, matmuls, heads, cache);
 criterion_main!(all);

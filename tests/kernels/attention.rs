@@ -89,12 +89,21 @@ fn attention_agrees_with_the_oracle() {
     }
 }
 
-/// Goal: decoding one row alone gives the bits that it has within a longer segment.
+/// Goal: decoding one row alone gives the bits that it has within a longer segment, for heads that
+/// fill vectors and heads that do not.
 #[test]
 fn a_row_does_not_notice_its_segment() {
-    let heads = Heads { query: 4, kv: 2, dim: 16 };
     for (name, cpu) in paths() {
-        for window in [None, Some(7)] {
+        for (dim, window) in [
+            (16, None),
+            (16, Some(7)),
+            (64, None),
+            (64, Some(30)),
+            (80, None),
+            (128, None),
+            (5, None),
+        ] {
+            let heads = Heads { query: 4, kv: 2, dim };
             let case = Case { heads, window, segments: vec![(5, 90)] };
             let inputs = Inputs::new(&case);
             let whole = run(&cpu, &case, &inputs);
@@ -112,9 +121,54 @@ fn a_row_does_not_notice_its_segment() {
                 assert_eq!(
                     run(&cpu, &case, &alone)[..width],
                     whole[row * width..][..width],
-                    "{name}: row {row}, window {window:?}"
+                    "{name}: row {row}, {dim} channels, window {window:?}"
                 );
             }
         }
+    }
+}
+
+/// Goal: a slot that a row does not see contributes exactly nothing, not even 0 · NaN: pages are
+/// handed on from sequence to sequence with what was in them.
+#[test]
+fn unseen_slots_may_hold_anything() {
+    for (name, cpu) in paths() {
+        for (dim, window) in [(8, None), (16, Some(5)), (64, None), (64, Some(20)), (80, Some(33))]
+        {
+            let heads = Heads { query: 4, kv: 2, dim };
+            let case = Case { heads, window, segments: vec![(0, 3), (20, 1), (45, 2), (63, 1)] };
+            let mut inputs = Inputs::new(&case);
+            let clean = run(&cpu, &case, &inputs);
+            let mut seen = vec![false; inputs.shape.pages * PAGE_LEN];
+            for (index, &(start, rows)) in case.segments.iter().enumerate() {
+                let first = window.map_or(0, |window| (start + 1_usize).saturating_sub(window));
+                for position in first..start + rows {
+                    let page = inputs.tables[index * inputs.table_stride + position / PAGE_LEN];
+                    seen[page as usize * PAGE_LEN + position % PAGE_LEN] = true;
+                }
+            }
+            for slot in (0..seen.len()).filter(|&slot| !seen[slot]) {
+                for (head, which) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let start = inputs.shape.offset(1, slot / PAGE_LEN, head, which);
+                    inputs.pool[start + slot % PAGE_LEN * dim..][..dim].fill(bf16::NAN);
+                }
+            }
+            assert_eq!(run(&cpu, &case, &inputs), clean, "{name}, {dim} channels, {window:?}");
+        }
+    }
+}
+
+/// Goal: scores that rise and fall by hundreds over many pages: the running maximum is right, and
+/// nothing overflows.
+#[test]
+fn far_apart_scores_agree_with_the_oracle() {
+    let heads = Heads { query: 2, kv: 1, dim: 64 };
+    for (name, cpu) in paths() {
+        let case = Case { heads, window: None, segments: vec![(250, 6), (100, 1)] };
+        let mut inputs = Inputs::new(&case);
+        inputs.qkv.iter_mut().for_each(|q| *q = bf16::from_f32(q.to_f32() * 32.0));
+        let (ours, oracle) = (run(&cpu, &case, &inputs), run(&Oracle, &case, &inputs));
+        // Scores up to 64 · 64 · 0.3 = 1,200 with 64 roundings of 2^-24 each: 5e-3 in the weights.
+        assert_close(&name, &ours, &oracle, BF16, 5e-3);
     }
 }

@@ -2,9 +2,9 @@ use crate::harness::*;
 use trimtab::backend::Backend;
 use trimtab::tensor::bf16;
 
-/// Inputs and outputs that fill, straddle and miss panels and pairs.
-pub const SHAPES: [(usize, usize); 7] =
-    [(1, 1), (2, 63), (15, 65), (33, 130), (64, 64), (100, 17), (257, 200)];
+/// Inputs and outputs that fill, straddle and miss panels, pairs and blocks of pairs.
+pub const SHAPES: [(usize, usize); 8] =
+    [(1, 1), (2, 63), (15, 65), (33, 130), (64, 64), (100, 17), (257, 200), (1101, 70)];
 
 pub struct Case {
     pub rows: usize,
@@ -62,18 +62,19 @@ fn matmul_agrees_with_the_oracle() {
 /// blocks and spread over threads.
 #[test]
 fn a_row_does_not_notice_its_batch() {
-    for (name, cpu) in paths() {
-        let case = Case::new(301, (130, 193), true);
-        let whole = run(&cpu, &case);
+    let shapes = [(130, 193), (1101, 70)];
+    for ((name, cpu), shape) in paths().iter().flat_map(|path| shapes.map(|shape| (path, shape))) {
+        let case = Case::new(301, shape, true);
+        let whole = run(cpu, &case);
         for (first, rows) in [(0, 1), (5, 2), (100, 96), (200, 101), (300, 1)] {
             let x = case.x[first * case.inputs..][..rows * case.inputs].to_vec();
             let (weight, bias) = (case.weight.clone(), case.bias.clone());
             let part = Case { rows, x, weight, bias, ..case };
             let bits = |values: &[bf16]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(
-                bits(&run(&cpu, &part)[..rows * case.outputs]),
+                bits(&run(cpu, &part)[..rows * case.outputs]),
                 bits(&whole[first * case.outputs..][..rows * case.outputs]),
-                "{name}: rows {first}.."
+                "{name}, {shape:?}: rows {first}.."
             );
         }
     }

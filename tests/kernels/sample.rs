@@ -1,5 +1,6 @@
 use crate::harness::*;
 use crate::oracle::pick;
+use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::{Backend, SampleRow};
 use trimtab::philox::Draw;
 
@@ -103,14 +104,65 @@ fn frequencies_are_probabilities() {
     assert!(chi_square < 41.0, "{chi_square}: {counts:?}");
 }
 
-/// Goal: logits that are no numbers lead to some token, not to a panic.
+/// Goal: logits that are no numbers lead to the lowest id of the largest number, if there is one.
 #[test]
 fn bad_logits_still_give_a_token() {
-    let nan = f32::NAN;
-    for logits in [[nan; 4], [f32::NEG_INFINITY; 4], [nan, 1.0, nan, 0.0], [f32::INFINITY; 4]] {
-        for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.5)] {
-            let tokens = run(&cpu(), &[row(temperature, top_k, top_p, 1)], 4, &logits);
-            assert!(tokens[0] < 4);
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    for (logits, expected) in [
+        ([nan; 4], 0),
+        ([-inf; 4], 0),
+        ([nan, 1.0, nan, 1.0], 1),
+        ([nan, -inf, 2.0, 3.0], 3),
+        ([1.0, inf, inf, nan], 1),
+    ] {
+        for (name, cpu) in paths() {
+            for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.5)] {
+                let tokens = run(&cpu, &[row(temperature, top_k, top_p, 1)], 4, &logits);
+                assert_eq!(tokens, [expected], "{name}: {logits:?}, top-k {top_k}, top-p {top_p}");
+            }
+        }
+    }
+}
+
+/// Goal: what has no probability is never drawn, also where little else is left.
+#[test]
+fn impossible_tokens_are_never_drawn() {
+    let mut logits = vec![f32::NEG_INFINITY; 700];
+    (logits[400], logits[650]) = (1.0, -3.0);
+    for (top_k, top_p) in [(0, 1.0), (50, 1.0), (0, 0.999), (1, 1.0)] {
+        let rows: Vec<_> = (0..500).map(|i| row(1.0, top_k, top_p, i)).collect();
+        let tokens = run(&cpu(), &rows, logits.len(), &logits.repeat(rows.len()));
+        assert!(tokens.iter().all(|&token| token == 400 || (token == 650 && top_k != 1)));
+    }
+}
+
+/// Goal: equal logits are all tied with the k-th, so all are drawn; a nucleus takes the lowest
+/// ids of them.
+#[test]
+fn ties_are_kept_together() {
+    let (vocab, logits) = (3000, vec![0.25; 3000 * 200]);
+    let most = |top_k, top_p| {
+        let rows: Vec<_> = (0..200).map(|i| row(0.7, top_k, top_p, i)).collect();
+        run(&cpu(), &rows, vocab, &logits).into_iter().max().unwrap()
+    };
+    assert!(most(10, 1.0) > 2900);
+    assert!(most(0, 1.0) > 2900);
+    assert!((1400..1500).contains(&most(0, 0.5)));
+    assert!((1400..1500).contains(&most(10, 0.5)));
+}
+
+/// Goal: the same tokens with one thread and with two, alone and in a batch.
+#[test]
+fn a_rows_token_does_not_notice_its_batch() {
+    let (vocab, two) = (5000, CpuBackend::new(Some(2)).unwrap());
+    let logits = Random::new(3).numbers(40 * vocab, 8.0);
+    for (top_k, top_p) in [(50, 1.0), (0, 0.9), (0, 1.0)] {
+        let rows: Vec<_> = (0..40).map(|i| row(0.9, top_k, top_p, i)).collect();
+        let whole = run(&cpu(), &rows, vocab, &logits);
+        assert_eq!(whole, run(&two, &rows, vocab, &logits));
+        for i in [0, 17, 39] {
+            let alone = run(&cpu(), &rows[i..=i], vocab, &logits[i * vocab..][..vocab]);
+            assert_eq!(alone, whole[i..=i]);
         }
     }
 }

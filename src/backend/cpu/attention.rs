@@ -1,19 +1,35 @@
 //! Softmax attention over pages, read in place.
 //!
-//! A row's scores, maximum, exponentials, sum and weighted values run over positions in order,
-//! so decoding a token alone gives the same bits as running it inside a longer segment.
+//! A query walks through the pages in order with a running maximum and sum, so decoding a token
+//! alone gives the same bits as running it inside a longer segment. Queries of one task share
+//! each page while it is in the nearest cache.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::CpuBackend;
 use super::buffer::Shared;
 use super::isa::vectorized;
-use super::math::{dot, exp, max, narrow, sum, widen};
-use crate::backend::{Attention, PAGE_LEN, Segment};
+use super::math::{exp, narrow};
+use super::simd::{self, LANES, Lanes};
+use crate::backend::{Attention, PAGE_LEN, PoolShape, Segment};
 use crate::tensor::bf16;
 
 /// Multiply-adds below which one thread does it all.
 const WORTH_A_THREAD: usize = 1 << 17;
+
+/// Queries that share a page: their sums (256 bytes for 64 channels) stay in the nearest cache.
+const TASK_QUERIES: usize = 32;
+
+/// Vectors of channels whose sums are kept in registers.
+const CHUNK: usize = 4;
+
+/// Queries that share one reading of a page's values.
+const TOGETHER: usize = 4;
+
+// A page's scores are one vector.
+const _: () = assert!(PAGE_LEN == LANES);
 
 /// What one task computes: some rows of a segment under one key/value head.
 #[derive(Clone, Copy)]
@@ -24,9 +40,6 @@ struct Task {
     head: usize,
 }
 
-/// Rows of a segment in one task.
-const TASK_ROWS: usize = 32;
-
 pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
     let heads = args.shape.heads;
     let rows = args.segments.iter().map(|segment| segment.rows).sum::<usize>();
@@ -34,15 +47,17 @@ pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
     assert!(args.out.len() >= rows * heads.query_width(), "out: [rows, q * head_dim]");
     assert!(args.pool.len() >= args.shape.len(), "pool: {:?}", args.shape);
     assert!(args.tables.len() >= args.segments.len() * args.table_stride, "a table per segment");
+    assert!(args.window != Some(0), "a row sees itself");
 
+    let task_rows = (TASK_QUERIES * heads.kv / heads.query).max(1);
     let tasks: Vec<Task> = args
         .segments
         .iter()
         .enumerate()
         .flat_map(|(index, segment)| {
             let (first_row, end) = (segment.first_row, segment.first_row + segment.rows);
-            (first_row..end).step_by(TASK_ROWS).flat_map(move |first_row| {
-                let rows = TASK_ROWS.min(end - first_row);
+            (first_row..end).step_by(task_rows).flat_map(move |first_row| {
+                let rows = task_rows.min(end - first_row);
                 (0..heads.kv).map(move |head| Task { segment: index, first_row, rows, head })
             })
         })
@@ -73,21 +88,10 @@ pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
     }
 }
 
-/// Memory that a thread uses from task to task.
-#[derive(Default)]
-struct Scratch {
-    /// `[group, head_dim]` the queries that share a key/value head.
-    queries: Vec<f32>,
-    /// `[group, positions]` their scores, then their weights.
-    scores: Vec<f32>,
-    /// `[group, head_dim]`
-    sums: Vec<f32>,
-}
-
 /// [`Attention`] without its output.
 struct Inputs<'a> {
     layer: usize,
-    shape: crate::backend::PoolShape,
+    shape: PoolShape,
     window: Option<usize>,
     scale: f32,
     qkv: &'a [bf16],
@@ -97,72 +101,267 @@ struct Inputs<'a> {
     table_stride: usize,
 }
 
-impl Inputs<'_> {
-    #[inline(always)]
-    fn run(&self, task: Task, scratch: &mut Scratch, out: Shared<bf16>) {
-        let heads = self.shape.heads;
-        let group = heads.query / heads.kv;
-        let segment = self.segments[task.segment];
-        let table = &self.tables[task.segment * self.table_stride..][..self.table_stride];
-        for row in task.first_row..task.first_row + task.rows {
-            let position = segment.first_position + (row - segment.first_row);
-            let from = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-            let count = position + 1 - from;
-            let first = row * heads.qkv_width() + task.head * group * heads.dim;
-            scratch.queries.clear();
-            scratch.queries.extend(
-                self.qkv[first..first + group * heads.dim].iter().map(|&q| widen(q) * self.scale),
-            );
-            scratch.scores.clear();
-            scratch.scores.resize(group * count, 0.0);
-            scratch.sums.clear();
-            scratch.sums.resize(group * heads.dim, 0.0);
+/// A query on its way through the pages.
+#[derive(Clone, Copy)]
+struct Query {
+    /// Where it begins in `qkv`.
+    start: usize,
+    /// The positions that it sees.
+    first: usize,
+    end: usize,
+    /// The largest score so far.
+    max: f32,
+    /// Σ e^(score − max), one sum per slot of a page.
+    total: [f32; LANES],
+}
 
-            for at in 0..count {
-                let key = self.vector(table, from + at, task.head, 0);
-                for (g, query) in scratch.queries.chunks_exact(heads.dim).enumerate() {
-                    scratch.scores[g * count + at] = dot(query, key);
-                }
-            }
-            for scores in scratch.scores.chunks_exact_mut(count) {
-                let most = max(scores);
-                for score in scores.iter_mut() {
-                    *score = exp(*score - most);
-                }
-                let total = 1.0 / sum(scores, |weight| weight);
-                for score in scores.iter_mut() {
-                    *score *= total;
-                }
-            }
-            for at in 0..count {
-                let value = self.vector(table, from + at, task.head, 1);
-                for (g, sums) in scratch.sums.chunks_exact_mut(heads.dim).enumerate() {
-                    let weight = scratch.scores[g * count + at];
-                    for (sum, &value) in sums.iter_mut().zip(value) {
-                        *sum += weight * widen(value);
-                    }
-                }
-            }
-            let first = row * heads.query_width() + task.head * group * heads.dim;
-            // SAFETY: each row and head belongs to one task; the output outlives all tasks.
-            let out = unsafe { out.range(first, group * heads.dim) };
-            for (out, &sum) in out.iter_mut().zip(&scratch.sums) {
-                *out = narrow(sum);
-            }
-        }
+impl Query {
+    /// The slots of a page that it sees.
+    fn slots(&self, page: usize) -> Range<usize> {
+        let base = page * PAGE_LEN;
+        self.first.max(base) - base..self.end.min(base + PAGE_LEN).max(base) - base
     }
+}
 
-    /// The key (`which` = 0) or value (1) at a position, `[head_dim]`.
-    #[inline(always)]
-    fn vector(&self, table: &[u32], position: usize, head: usize, which: usize) -> &[bf16] {
-        let page = table[position / PAGE_LEN] as usize;
-        let dim = self.shape.heads.dim;
-        let start = self.shape.offset(self.layer, page, head, which) + position % PAGE_LEN * dim;
-        &self.pool[start..start + dim]
-    }
+/// Memory that a thread uses from task to task.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<Query>,
+    /// `[queries, channels / LANES]` the weighted values so far.
+    sums: Vec<[f32; LANES]>,
 }
 
 vectorized! {
     /// Computes one task.
-    fn run_task(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Shared<bf16>) = Inputs::run;
+    fn run_task(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Shared<bf16>) = run::<S>;
+}
+
+#[inline(always)]
+fn run<S: Lanes>(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Shared<bf16>) {
+    let heads = inputs.shape.heads;
+    let (dim, group, chunks) = (heads.dim, heads.query / heads.kv, heads.dim.div_ceil(LANES));
+    let segment = inputs.segments[task.segment];
+    let table = &inputs.tables[task.segment * inputs.table_stride..][..inputs.table_stride];
+    let Scratch { queries, sums } = scratch;
+    queries.clear();
+    for row in task.first_row..task.first_row + task.rows {
+        let end = segment.first_position + (row - segment.first_row) + 1;
+        let first = inputs.window.map_or(0, |window| end.saturating_sub(window));
+        for query in 0..group {
+            let start = row * heads.qkv_width() + (task.head * group + query) * dim;
+            let (max, total) = (f32::NEG_INFINITY, [0.0; LANES]);
+            queries.push(Query { start, first, end, max, total });
+        }
+    }
+    sums.clear();
+    sums.resize(queries.len() * chunks, [0.0; LANES]);
+
+    let first = queries[0].first / PAGE_LEN;
+    let end = queries[queries.len() - 1].end.div_ceil(PAGE_LEN);
+    let place = |page: usize| inputs.shape.offset(inputs.layer, table[page] as usize, task.head, 0);
+    for page in first..end {
+        // Keys, then values.
+        let (keys, values) =
+            inputs.pool[place(page)..][..2 * PAGE_LEN * dim].split_at(PAGE_LEN * dim);
+        if page + 1 < end {
+            // Pages lie anywhere, so the processor cannot guess which one is next.
+            let next = &inputs.pool[place(page + 1)..][..2 * PAGE_LEN * dim];
+            for line in (0..next.len()).step_by(2 * LANES) {
+                S::prefetch(&raw const next[line]);
+            }
+        }
+        let mut at = 0;
+        while at < queries.len() {
+            let count = TOGETHER.min(queries.len() - at);
+            let some = &mut queries[at..at + count];
+            let sums = &mut sums[at * chunks..(at + count) * chunks];
+            let mut weights = [[0.0; LANES]; TOGETHER];
+            let mut rescale = [1.0; TOGETHER];
+            let mut whole = count == TOGETHER;
+            for i in 0..count {
+                let slots = some[i].slots(page);
+                whole &= slots == (0..PAGE_LEN);
+                if !slots.is_empty() {
+                    let query = &inputs.qkv[some[i].start..][..dim];
+                    let scores = scores::<S>(query, keys).mul(S::splat(inputs.scale));
+                    (weights[i], rescale[i]) = weigh::<S>(scores, slots, &mut some[i]);
+                }
+            }
+            if whole {
+                add_values::<S, TOGETHER>(dim, values, 0..PAGE_LEN, &weights, &rescale, sums);
+            } else {
+                for i in 0..count {
+                    let slots = some[i].slots(page);
+                    if !slots.is_empty() {
+                        let sums = &mut sums[i * chunks..][..chunks];
+                        let (weights, rescale) = ([weights[i]], [rescale[i]]);
+                        add_values::<S, 1>(dim, values, slots, &weights, &rescale, sums);
+                    }
+                }
+            }
+            at += count;
+        }
+    }
+
+    for (index, (query, sums)) in queries.iter().zip(sums.chunks_exact(chunks)).enumerate() {
+        let (row, head) = (task.first_row + index / group, task.head * group + index % group);
+        // SAFETY: each row and head belongs to one task; the output outlives all tasks.
+        let out = unsafe { out.range(row * heads.query_width() + head * dim, dim) };
+        let factor = 1.0 / S::load(&query.total).sum();
+        for (out, sum) in out.chunks_mut(LANES).zip(sums) {
+            let mut values = [0.0; LANES];
+            S::load(sum).mul(S::splat(factor)).store(&mut values);
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = narrow(value);
+            }
+        }
+    }
+}
+
+/// The query's products with the keys of a page, `keys: [PAGE_LEN, dim]`.
+#[inline(always)]
+fn scores<S: Lanes>(query: &[bf16], keys: &[bf16]) -> S {
+    match query.len() {
+        // The usual sizes as constants, which spares a bounds check per load.
+        64 => scores_of::<S>(64, query, keys),
+        128 => scores_of::<S>(128, query, keys),
+        dim => scores_of::<S>(dim, query, keys),
+    }
+}
+
+#[inline(always)]
+fn scores_of<S: Lanes>(dim: usize, query: &[bf16], keys: &[bf16]) -> S {
+    let (query, keys) = (&query[..dim], &keys[..PAGE_LEN * dim]);
+    let mut acc = [S::splat(0.0); LANES];
+    let (whole, rest) = query.as_chunks::<{ 2 * LANES }>();
+    for (chunk, query) in whole.iter().enumerate() {
+        let query = S::pairs(query);
+        for slot in 0..LANES {
+            let key = &keys[slot * dim + chunk * 2 * LANES..].as_chunks::<{ 2 * LANES }>().0[0];
+            acc[slot] = acc[slot].dot(S::pairs(key), query);
+        }
+    }
+    if !rest.is_empty() {
+        let query = S::pairs(&padded(rest));
+        for slot in 0..LANES {
+            let key = &keys[slot * dim + dim - rest.len()..][..rest.len()];
+            acc[slot] = acc[slot].dot(S::pairs(&padded(key)), query);
+        }
+    }
+    S::sums(&acc)
+}
+
+/// A page's weights e^(score − max), 0 for slots that the query does not see, and what the
+/// weights before are to be multiplied with: the maximum may have risen.
+#[inline(always)]
+fn weigh<S: Lanes>(mut scores: S, slots: Range<usize>, query: &mut Query) -> ([f32; LANES], f32) {
+    let mut lanes = [0.0; LANES];
+    let all = slots == (0..PAGE_LEN);
+    if !all {
+        scores.store(&mut lanes);
+        lanes[..slots.start].fill(f32::NEG_INFINITY);
+        lanes[slots.end..].fill(f32::NEG_INFINITY);
+        scores = S::load(&lanes);
+    }
+    let most = scores.largest();
+    let mut rescale = 1.0;
+    if most > query.max {
+        rescale = exp(query.max - most);
+        query.max = most;
+    }
+    let mut weights = simd::exp(scores.sub(S::splat(query.max)));
+    weights.store(&mut lanes);
+    if !all {
+        lanes[..slots.start].fill(0.0);
+        lanes[slots.end..].fill(0.0);
+        weights = S::load(&lanes);
+    }
+    S::load(&query.total).mul_add(S::splat(rescale), weights).store(&mut query.total);
+    (lanes, rescale)
+}
+
+/// `sums = sums · rescale + Σ weight · value` over the slots, for `N` queries.
+/// `values: [PAGE_LEN, dim]`, `sums: [N, dim / LANES]`.
+#[inline(always)]
+fn add_values<S: Lanes, const N: usize>(
+    dim: usize,
+    values: &[bf16],
+    slots: Range<usize>,
+    weights: &[[f32; LANES]],
+    rescale: &[f32],
+    sums: &mut [[f32; LANES]],
+) {
+    let whole = dim / LANES;
+    let mut chunk = 0;
+    while chunk < whole {
+        let count = CHUNK.min(whole - chunk);
+        let slots = slots.clone();
+        match count {
+            1 => add_chunks::<S, N, 1>(dim, values, chunk, slots, weights, rescale, sums),
+            2 => add_chunks::<S, N, 2>(dim, values, chunk, slots, weights, rescale, sums),
+            3 => add_chunks::<S, N, 3>(dim, values, chunk, slots, weights, rescale, sums),
+            _ => add_chunks::<S, N, CHUNK>(dim, values, chunk, slots, weights, rescale, sums),
+        }
+        chunk += count;
+    }
+    let rest = dim % LANES;
+    if rest > 0 {
+        for query in 0..N {
+            let sum = &mut sums[query * (whole + 1) + whole];
+            let mut acc = S::load(sum).mul(S::splat(rescale[query]));
+            for slot in slots.clone() {
+                let value = S::widen(&padded(&values[(slot + 1) * dim - rest..][..rest]));
+                acc = S::splat(weights[query][slot]).mul_add(value, acc);
+            }
+            acc.store(sum);
+        }
+    }
+}
+
+/// [`add_values`] for `COUNT` vectors of channels from `chunk` on.
+#[inline(always)]
+fn add_chunks<S: Lanes, const N: usize, const COUNT: usize>(
+    dim: usize,
+    values: &[bf16],
+    chunk: usize,
+    slots: Range<usize>,
+    weights: &[[f32; LANES]],
+    rescale: &[f32],
+    sums: &mut [[f32; LANES]],
+) {
+    let stride = dim.div_ceil(LANES);
+    let mut acc = [[S::splat(0.0); COUNT]; N];
+    for query in 0..N {
+        for at in 0..COUNT {
+            let sum = &sums[query * stride + chunk + at];
+            acc[query][at] = S::load(sum).mul(S::splat(rescale[query]));
+        }
+    }
+    for slot in slots {
+        let value = &values[slot * dim + chunk * LANES..][..COUNT * LANES];
+        let value = value.as_chunks::<LANES>().0;
+        for at in 0..COUNT {
+            let value = S::widen(&value[at]);
+            for query in 0..N {
+                acc[query][at] = S::splat(weights[query][slot]).mul_add(value, acc[query][at]);
+            }
+        }
+    }
+    for query in 0..N {
+        for at in 0..COUNT {
+            acc[query][at].store(&mut sums[query * stride + chunk + at]);
+        }
+    }
+}
+
+/// The last few numbers, and zeros.
+#[inline(always)]
+fn padded<const N: usize>(rest: &[bf16]) -> [bf16; N] {
+    let mut out = [bf16::ZERO; N];
+    match rest.len() {
+        // The usual length, for which no call is needed.
+        LANES => out[..LANES].copy_from_slice(rest),
+        len => out[..len].copy_from_slice(rest),
+    }
+    out
 }

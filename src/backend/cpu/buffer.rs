@@ -1,70 +1,56 @@
 //! Aligned, zeroed memory.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 
+use memmap2::MmapMut;
+
+use crate::error::{Error, Result};
 use crate::tensor::Element;
 
-/// Elements on a 64-byte boundary, zero at first. Large buffers take memory only where they are
-/// written: the system hands out zeroed pages lazily.
+/// Elements on a page boundary, zero at first. Buffers come from the system page by page, and a
+/// page takes memory only once it is written: a large, mostly empty cache costs nothing.
+/// (`alloc_zeroed` would write all of it where more than the usual alignment is asked for.)
 pub struct Buffer<T: Element> {
-    start: NonNull<T>,
+    map: MmapMut,
     len: usize,
+    element: PhantomData<T>,
 }
-
-/// A cache line, and the widest vector.
-const ALIGN: usize = 64;
 
 impl<T: Element> Buffer<T> {
     /// `len` zeros.
-    pub fn new(len: usize) -> Self {
-        if len == 0 {
-            return Self { start: NonNull::dangling(), len };
-        }
-        let layout = Self::layout(len);
-        // SAFETY: the layout's size is not 0.
-        let start = unsafe { alloc_zeroed(layout) }.cast::<T>();
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, len }
+    pub fn new(len: usize) -> Result<Self> {
+        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits in memory");
+        let map = MmapMut::map_anon(bytes).map_err(|error| {
+            Error::Message(format!("cannot have {bytes} bytes of memory: {error}"))
+        })?;
+        Ok(Self { map, len, element: PhantomData })
     }
 
-    fn layout(len: usize) -> Layout {
-        Layout::array::<T>(len)
-            .and_then(|layout| layout.align_to(ALIGN))
-            .expect("a buffer's size fits in memory")
-    }
-}
-
-impl<T: Element> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: `start` came from `alloc_zeroed` with this very layout.
-            unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
-        }
+    /// Asks for large pages, which spare address translations: for what is written once as a
+    /// whole and then streamed through.
+    pub fn prefer_huge_pages(&self) {
+        // Only a wish: a system without them goes on with small ones.
+        #[cfg(target_os = "linux")]
+        let _ = self.map.advise(memmap2::Advice::HugePage);
     }
 }
 
 impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `start` points to `len` elements that we own; elements are plain numbers, for
-        // which zero bytes are valid.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        // SAFETY: the map holds at least `len` elements and starts on a page boundary; elements
+        // are plain numbers, for which any bytes, zeros at first, are valid.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and `&mut self` is the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
     }
 }
-
-// SAFETY: a buffer owns its memory, like a Vec.
-unsafe impl<T: Element> Send for Buffer<T> {}
-// SAFETY: shared access only reads.
-unsafe impl<T: Element> Sync for Buffer<T> {}
 
 /// A buffer that several threads write to, each to places of its own.
 #[derive(Clone, Copy)]
@@ -94,5 +80,26 @@ impl<T> Shared<T> {
         assert!(from + len <= self.len, "{from} + {len} of {}", self.len);
         // SAFETY: in bounds; the caller keeps ranges apart and the slice alive.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a cache for many sequences costs nothing until there are many sequences.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_large_buffer_takes_no_memory_until_it_is_written() {
+        let resident_pages = || -> usize {
+            let text = std::fs::read_to_string("/proc/self/statm").expect("statm");
+            text.split(' ').nth(1).expect("second field").parse().expect("a number")
+        };
+        let before = resident_pages();
+        let buffer = Buffer::<f32>::new(1 << 28).expect("1 GiB of addresses");
+        assert_eq!(buffer[1 << 27], 0.0);
+        assert_eq!(buffer.as_ptr().addr() % 64, 0);
+        // Half of it, for what other tests take meanwhile.
+        assert!(resident_pages() < before + (1 << 17), "memory was written");
     }
 }

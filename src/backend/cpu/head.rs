@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::CpuBackend;
 use super::buffer::Shared;
 use super::math::{LogSumExp, log_sum_exp};
-use super::matmul::{for_each_tile, pairs};
+use super::matmul::{BLOCK, Sums, pairs, panel_sums};
 use super::matrix::{Matrix, PANEL};
 use crate::tensor::bf16;
 
@@ -30,14 +30,15 @@ pub fn logprobs(
     let mut partials = vec![LogSumExp::EMPTY; tasks * rows];
     let mut picked = vec![0.0f32; rows];
     let target_logits = Shared::new(&mut picked);
-    let run = |(task, partials): (usize, &mut [LogSumExp])| {
+    let run = |sums: &mut Sums, (task, partials): (usize, &mut [LogSumExp])| {
         let first = task * TASK_PANELS;
         for panel in first..head.panels().min(first + TASK_PANELS) {
             let output = panel * PANEL;
             let outputs = PANEL.min(head.outputs - output);
-            for_each_tile(cpu.isa, 0..rows, &x, head, panel, |first_row, tile| {
-                for (offset, logits) in tile.iter().enumerate() {
-                    let row = first_row + offset;
+            for first in (0..rows).step_by(BLOCK) {
+                panel_sums(cpu.isa, first..rows.min(first + BLOCK), &x, head, panel, sums);
+                for (offset, logits) in sums.iter().enumerate() {
+                    let row = first + offset;
                     let target = (targets[row] as usize).wrapping_sub(output);
                     if target < outputs {
                         // SAFETY: a row's target lies in one panel only, so one task writes it.
@@ -45,12 +46,12 @@ pub fn logprobs(
                     }
                     partials[row] = log_sum_exp(cpu.isa, partials[row], &logits[..outputs]);
                 }
-            });
+            }
         }
     };
     if rows > 0 {
         let chunks = partials.par_chunks_mut(rows).enumerate();
-        cpu.pool.install(|| chunks.for_each(run));
+        cpu.pool.install(|| chunks.for_each_init(Sums::new, run));
     }
     for row in 0..rows {
         let mut total = LogSumExp::EMPTY;

@@ -46,34 +46,54 @@ impl Isa {
 }
 
 /// Makes `fn name(isa, arguments)` from an `#[inline(always)]` function of the same arguments:
-/// the body compiled once for each instruction set, and the choice between them.
+/// the body compiled once for each instruction set, and the choice between them. A body that is
+/// generic over [`Lanes`](super::simd::Lanes), written `body::<S>`, gets the set's own lanes.
 ///
 /// A function is compiled for what its caller may use, so the body must be inlined into one that
 /// has the features; closures give no such promise.
 macro_rules! vectorized {
-    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? = $body:path;)*) => {$(
+    ($(
+        $(#[$doc:meta])*
+        $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)?
+            = $body:ident $(::<$lanes:ident>)?;
+    )*) => {$(
         $(#[$doc])*
         $vis fn $name(isa: $crate::backend::cpu::Isa, $($arg: $type),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+            fn avx512_bf16($($arg: $type),*) $(-> $out)? {
+                $(type $lanes = $crate::backend::cpu::x86::Avx512Bf16;)?
+                $body$(::<$lanes>)?($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
             fn avx512($($arg: $type),*) $(-> $out)? {
-                $body($($arg),*)
+                $(type $lanes = $crate::backend::cpu::x86::Avx512;)?
+                $body$(::<$lanes>)?($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $type),*) $(-> $out)? {
-                $body($($arg),*)
+                $(type $lanes = $crate::backend::cpu::x86::Avx2;)?
+                $body$(::<$lanes>)?($($arg),*)
+            }
+            fn portable($($arg: $type),*) $(-> $out)? {
+                $(type $lanes = $crate::backend::cpu::simd::Portable;)?
+                $body$(::<$lanes>)?($($arg),*)
             }
             use $crate::backend::cpu::Isa;
             match isa {
                 // SAFETY: values of `Isa` other than `Portable` come from `available`, which
                 // checked that the processor has these features.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                Isa::Avx512Bf16 => unsafe { avx512_bf16($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => unsafe { avx2($($arg),*) },
-                _ => $body($($arg),*),
+                _ => portable($($arg),*),
             }
         }
     )*};

@@ -1,14 +1,12 @@
 //! Sums and functions over slices that vectorise, with one fixed order of operations.
 
 use super::isa::vectorized;
+use super::simd::{self, EXP, LANES, LN2, Lanes, ROUND};
 use crate::tensor::bf16;
-
-/// Partial sums that a reduction keeps; a fixed number, so that all paths add in one order.
-const LANES: usize = 16;
 
 /// The partial sums' sum, in pairs.
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES]) -> f32 {
+pub fn fold(mut lanes: [f32; LANES]) -> f32 {
     for half in [8, 4, 2, 1] {
         for lane in 0..half {
             lanes[lane] += lanes[lane + half];
@@ -46,25 +44,6 @@ pub fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     fold(lanes)
 }
 
-/// `Σ a · b`, in the same order.
-#[inline(always)]
-pub fn dot(a: &[f32], b: &[bf16]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in whole_a.iter().zip(whole_b) {
-        for lane in 0..LANES {
-            lanes[lane] += a[lane] * widen(b[lane]);
-        }
-    }
-    if !rest_a.is_empty() {
-        let (a, b) = (padded(rest_a), padded(rest_b));
-        for lane in 0..LANES {
-            lanes[lane] += a[lane] * widen(b[lane]);
-        }
-    }
-    fold(lanes)
-}
-
 /// The largest of `values`, ignoring NaN; −∞ if there is none.
 #[inline(always)]
 pub fn max(values: &[f32]) -> f32 {
@@ -78,26 +57,19 @@ pub fn max(values: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
 }
 
-/// e^x to about 1 ulp between −87 and 88; beyond, the value at the bound.
-///
-/// x = n ln 2 + r with |r| ≤ ln 2 / 2; e^r by its Taylor polynomial of degree 7, whose remainder
-/// is below 1e-8; 2^n by its exponent bits.
+/// [`simd::exp`] of one number, without fused multiply-add.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding 1.5 · 2^23 rounds to a whole number.
-    const ROUND: f32 = 12_582_912.0;
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
-    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    let mut p = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * LN2[0]) - n * LN2[1];
+    let mut p = EXP[0];
+    for coefficient in &EXP[1..] {
         p = p * r + coefficient;
     }
-    // NaN becomes 0 here, and stays NaN in `p`.
-    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    p * f32::from_bits(shifted.to_bits() << 23)
 }
 
 /// tanh(x) = 1 − 2 / (e^2x + 1).
@@ -132,15 +104,6 @@ impl LogSumExp {
     /// Of no values.
     pub const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
 
-    /// With more values.
-    #[inline(always)]
-    fn plus(self, values: &[f32]) -> Self {
-        let most = max(values);
-        let max = if most > self.max { most } else { self.max };
-        let sum = sum(values, |value| exp(value - max));
-        Self { max, sum: self.rescaled(max) + sum }
-    }
-
     /// Adds another's values.
     pub fn merge(&mut self, other: Self) {
         let max = if other.max > self.max { other.max } else { self.max };
@@ -160,5 +123,91 @@ impl LogSumExp {
 
 vectorized! {
     /// The denominator with more values.
-    pub fn log_sum_exp(total: LogSumExp, values: &[f32]) -> LogSumExp = LogSumExp::plus;
+    pub fn log_sum_exp(total: LogSumExp, values: &[f32]) -> LogSumExp = plus::<S>;
+}
+
+#[inline(always)]
+fn plus<S: Lanes>(total: LogSumExp, values: &[f32]) -> LogSumExp {
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let mut last = [f32::NEG_INFINITY; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    let mut most = S::load(&last);
+    for values in whole {
+        most = S::load(values).max(most);
+    }
+    let most = most.largest();
+    let max = if most > total.max { most } else { total.max };
+    let mut sum = S::splat(0.0);
+    for values in whole {
+        sum = sum.add(simd::exp(S::load(values).sub(S::splat(max))));
+    }
+    let mut sum = sum.sum();
+    for &value in rest {
+        sum += exp(value - max);
+    }
+    LogSumExp { max, sum: total.rescaled(max) + sum }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Isa;
+
+    vectorized! {
+        fn exp_lanes(values: &mut [f32; LANES]) = exp_in_place::<S>;
+    }
+
+    #[inline(always)]
+    fn exp_in_place<S: Lanes>(values: &mut [f32; LANES]) {
+        simd::exp(S::load(values)).store(values);
+    }
+
+    /// Goal: e^x to 2 ulp on every path, 1 for 0, and NaN of any kind stays NaN.
+    #[test]
+    fn exp_is_exact_to_two_ulp() {
+        let close = |x: f32, ours: f32, name: &str| {
+            let exact = f64::from(x).exp();
+            let ulp = exact * 2f64.powi(-23);
+            assert!((f64::from(ours) - exact).abs() <= 2.0 * ulp, "{name}: e^{x} is not {ours}");
+        };
+        for step in 0..100_000 {
+            let x = -87.0 + step as f32 * (175.0 / 100_000.0);
+            close(x, exp(x), "scalar");
+        }
+        for isa in Isa::available() {
+            for step in 0..10_000 {
+                let mut x = [0.0; LANES];
+                for (lane, x) in x.iter_mut().enumerate() {
+                    *x = -87.0 + (step * LANES + lane) as f32 * (175.0 / 160_000.0);
+                }
+                let mut ours = x;
+                exp_lanes(isa, &mut ours);
+                x.iter().zip(ours).for_each(|(&x, ours)| close(x, ours, &format!("{isa:?}")));
+            }
+            let nan = [f32::NAN, f32::from_bits(0x7fc0_0001), f32::from_bits(0xffff_ffff)];
+            let mut lanes = [0.0; LANES];
+            lanes[..3].copy_from_slice(&nan);
+            exp_lanes(isa, &mut lanes);
+            assert!(lanes[..3].iter().all(|x| x.is_nan()), "{isa:?}: {lanes:?}");
+            assert_eq!(lanes[3..], [1.0; LANES - 3], "{isa:?}");
+        }
+    }
+
+    /// Goal: a sum of exponentials in parts is the sum of the whole, whatever the parts' order.
+    #[test]
+    fn log_sum_exp_merges_parts() {
+        let values: Vec<f32> = (0..100).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+        let exact = values.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
+        for isa in Isa::available() {
+            for cut in [0, 1, 16, 17, 99, 100] {
+                let mut total = log_sum_exp(isa, LogSumExp::EMPTY, &values[..cut]);
+                let rest = match cut {
+                    100 => LogSumExp::EMPTY,
+                    _ => log_sum_exp(isa, LogSumExp::EMPTY, &values[cut..]),
+                };
+                total.merge(rest);
+                assert!((f64::from(total.value()) - exact).abs() < 1e-5, "{isa:?}: cut at {cut}");
+            }
+        }
+    }
 }

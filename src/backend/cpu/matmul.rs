@@ -4,25 +4,27 @@
 //! whatever the number of rows and threads: so a row's result never depends on its neighbours.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::isa::Isa;
+use super::isa::{Isa, vectorized};
 use super::matrix::{Matrix, PANEL};
+use super::simd::{LANES, Lanes};
 use crate::tensor::bf16;
 
-/// Rows that one pass over a panel serves: with four vectors of outputs each, their sums fill
-/// the registers of AVX-512.
-const TILE: usize = 6;
-
 /// Rows that run through one panel before the next panel is read.
-const BLOCK: usize = 96;
+pub const BLOCK: usize = 96;
+
+/// Pairs of inputs of one panel that all rows of a block run through before the next ones are
+/// read: 128 KiB of weights, which stay in the second-level cache beside the rows.
+const BLOCK_PAIRS: usize = 512;
 
 /// Multiply-adds below which waking another thread costs more than it brings.
 const WORTH_A_THREAD: usize = 1 << 20;
 
-/// Sums of up to [`TILE`] rows and one panel of outputs.
-pub type Tile = [[f32; PANEL]; TILE];
+/// The sums of up to [`BLOCK`] rows and one panel of outputs, `[rows, PANEL]`.
+pub type Sums = Vec<[f32; PANEL]>;
 
 /// `x: [rows, inputs]` as pairs of inputs in one word each, `[rows, pairs]`.
 pub fn pairs(rows: usize, inputs: usize, x: &[bf16]) -> Cow<'_, [u32]> {
@@ -52,111 +54,118 @@ pub fn matmul(
 ) {
     let x = pairs(rows, weight.inputs, x);
     let blocks = rows.div_ceil(BLOCK);
-    let item = |index: usize| {
+    let item = |sums: &mut Sums, index: usize| {
         let (panel, block) = (index / blocks, index % blocks);
         let first = block * BLOCK;
-        for_each_tile(isa, first..rows.min(first + BLOCK), &x, weight, panel, |row, tile| {
-            let output = panel * PANEL;
-            let outputs = PANEL.min(weight.outputs - output);
-            for (offset, sums) in tile.iter().enumerate() {
-                write(row + offset, output, &sums[..outputs]);
-            }
-        });
+        panel_sums(isa, first..rows.min(first + BLOCK), &x, weight, panel, sums);
+        let output = panel * PANEL;
+        let outputs = PANEL.min(weight.outputs - output);
+        for (offset, sums) in sums.iter().enumerate() {
+            write(first + offset, output, &sums[..outputs]);
+        }
     };
     let items = blocks * weight.panels();
     if rows * weight.inputs * weight.outputs < WORTH_A_THREAD {
-        (0..items).for_each(item);
+        let mut sums = Sums::new();
+        (0..items).for_each(|index| item(&mut sums, index));
     } else {
-        (0..items).into_par_iter().for_each(item);
+        (0..items).into_par_iter().for_each_init(Sums::new, item);
     }
 }
 
-/// The sums of `rows` and one panel, a few rows at a time: `each(first_row, sums)`.
-pub fn for_each_tile(
-    isa: Isa,
-    rows: std::ops::Range<usize>,
-    x: &[u32],
-    weight: &Matrix,
-    panel: usize,
-    mut each: impl FnMut(usize, &[[f32; PANEL]]),
-) {
-    let pairs = weight.pairs();
-    let mut sums: Tile = [[0.0; PANEL]; TILE];
-    for first in rows.clone().step_by(TILE) {
-        let count = TILE.min(rows.end - first);
-        let x = &x[first * pairs..(first + count) * pairs];
-        tile(isa, count, x, weight.panel(panel), &mut sums);
-        each(first, &sums[..count]);
-    }
+vectorized! {
+    /// The sums of `rows`, at most [`BLOCK`] of them, and one panel.
+    pub fn panel_sums(
+        rows: Range<usize>,
+        x: &[u32],
+        weight: &Matrix,
+        panel: usize,
+        sums: &mut Sums,
+    ) = block::<S>;
 }
 
-/// The sums of `count` rows, `x: [count, pairs]`, and one panel.
-fn tile(isa: Isa, count: usize, x: &[u32], panel: &[bf16], sums: &mut Tile) {
-    match count {
-        1 => tile_of::<1>(isa, x, panel, sums),
-        2 => tile_of::<2>(isa, x, panel, sums),
-        3 => tile_of::<3>(isa, x, panel, sums),
-        4 => tile_of::<4>(isa, x, panel, sums),
-        5 => tile_of::<5>(isa, x, panel, sums),
-        _ => tile_of::<6>(isa, x, panel, sums),
-    }
-}
-
-fn tile_of<const ROWS: usize>(isa: Isa, x: &[u32], panel: &[bf16], sums: &mut Tile) {
-    let pairs = panel.len() / (2 * PANEL);
-    assert_eq!(x.len(), ROWS * pairs, "{ROWS} rows of {pairs} pairs");
-    match isa {
-        // SAFETY: `isa` is this only if the processor has the features; the panel holds `pairs`
-        // pairs and `x` as many for each row, as just checked.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => unsafe { super::x86::tile_bf16::<ROWS>(pairs, x, panel, sums) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { super::x86::tile_avx512::<ROWS>(pairs, x, panel, sums) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { super::x86::tile_avx2::<ROWS>(pairs, x, panel, sums) },
-        _ => tile_widened::<ROWS, false>(pairs, x, panel, sums),
-    }
-}
-
-/// Both numbers of each pair widened to f32: first all the even inputs' share, then the odd's.
 #[inline(always)]
-pub fn tile_widened<const ROWS: usize, const FUSED: bool>(
-    pairs: usize,
-    x: &[u32],
-    panel: &[bf16],
-    sums: &mut Tile,
-) {
-    let even = |pair: u32| f32::from_bits(pair << 16);
-    let odd = |pair: u32| f32::from_bits(pair & 0xffff_0000);
-    // Vectors of outputs one after the other, so that a tile's sums stay in registers.
-    const LANES: usize = 16;
-    for from in (0..PANEL).step_by(LANES) {
-        let mut acc = [[0.0f32; LANES]; ROWS];
-        for pair in 0..pairs {
-            let weights = &panel[(pair * PANEL + from) * 2..][..2 * LANES];
-            let mut low = [0.0; LANES];
-            let mut high = [0.0; LANES];
-            for lane in 0..LANES {
-                low[lane] = f32::from_bits(u32::from(weights[2 * lane].to_bits()) << 16);
-                high[lane] = f32::from_bits(u32::from(weights[2 * lane + 1].to_bits()) << 16);
-            }
-            for row in 0..ROWS {
-                let word = x[row * pairs + pair];
-                let (a, b) = (even(word), odd(word));
-                for lane in 0..LANES {
-                    let sum = acc[row][lane];
-                    acc[row][lane] = if FUSED {
-                        high[lane].mul_add(b, low[lane].mul_add(a, sum))
-                    } else {
-                        sum + low[lane] * a + high[lane] * b
-                    };
-                }
+fn block<S: Lanes>(rows: Range<usize>, x: &[u32], weight: &Matrix, panel: usize, sums: &mut Sums) {
+    let pairs = weight.pairs();
+    let x = &x[rows.start * pairs..rows.end * pairs];
+    sums.clear();
+    sums.resize(rows.len(), [0.0; PANEL]);
+    for from in (0..pairs).step_by(BLOCK_PAIRS) {
+        let count = BLOCK_PAIRS.min(pairs - from);
+        let weights = &weight.panel(panel)[from * 2 * PANEL..][..count * 2 * PANEL];
+        for (tile, sums) in sums.chunks_mut(S::ROWS).enumerate() {
+            let x = &x[tile * S::ROWS * pairs + from..];
+            match sums.len() {
+                1 => tile_of::<S, 1>(x, pairs, weights, sums),
+                2 => tile_of::<S, 2>(x, pairs, weights, sums),
+                3 => tile_of::<S, 3>(x, pairs, weights, sums),
+                4 => tile_of::<S, 4>(x, pairs, weights, sums),
+                5 => tile_of::<S, 5>(x, pairs, weights, sums),
+                _ => tile_of::<S, 6>(x, pairs, weights, sums),
             }
         }
+    }
+}
+
+/// Vectors of outputs in a panel.
+const VECTORS: usize = PANEL / LANES;
+
+/// One tile, as many vectors of outputs at a time as there are registers for.
+#[inline(always)]
+fn tile_of<S: Lanes, const ROWS: usize>(
+    x: &[u32],
+    stride: usize,
+    weights: &[bf16],
+    sums: &mut [[f32; PANEL]],
+) {
+    if ROWS * VECTORS <= S::SUMS {
+        pass::<S, ROWS, VECTORS>(x, stride, weights, 0, sums);
+    } else if ROWS * 2 <= S::SUMS {
+        for vector in (0..VECTORS).step_by(2) {
+            pass::<S, ROWS, 2>(x, stride, weights, vector, sums);
+        }
+    } else {
+        for vector in 0..VECTORS {
+            pass::<S, ROWS, 1>(x, stride, weights, vector, sums);
+        }
+    }
+}
+
+/// Adds to the sums of `ROWS` rows, `x: [ROWS, stride]`, and `COUNT` vectors of outputs from
+/// `vector` on; `weights: [pairs, PANEL, 2]`.
+#[inline(always)]
+fn pass<S: Lanes, const ROWS: usize, const COUNT: usize>(
+    x: &[u32],
+    stride: usize,
+    weights: &[bf16],
+    vector: usize,
+    sums: &mut [[f32; PANEL]],
+) {
+    assert_eq!(sums.len(), ROWS);
+    let weights = weights.as_chunks::<{ 2 * LANES }>().0.as_chunks::<VECTORS>().0;
+    let mut rows = [x; ROWS];
+    let mut acc = [[S::splat(0.0); COUNT]; ROWS];
+    for row in 0..ROWS {
+        rows[row] = &x[row * stride..][..weights.len()];
+        for (acc, sum) in acc[row].iter_mut().zip(&sums[row].as_chunks::<LANES>().0[vector..]) {
+            *acc = S::load(sum);
+        }
+    }
+    for (pair, weights) in weights.iter().enumerate() {
+        let mut w = [S::pairs(&weights[vector]); COUNT];
+        for at in 1..COUNT {
+            w[at] = S::pairs(&weights[vector + at]);
+        }
         for row in 0..ROWS {
-            sums[row][from..from + LANES].copy_from_slice(&acc[row]);
+            let word = S::splat_pair(rows[row][pair]);
+            for at in 0..COUNT {
+                acc[row][at] = acc[row][at].dot(w[at], word);
+            }
+        }
+    }
+    for (acc, sums) in acc.into_iter().zip(sums) {
+        for (acc, sum) in acc.into_iter().zip(&mut sums.as_chunks_mut::<LANES>().0[vector..]) {
+            acc.store(sum);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Weights laid out for the matmul kernels.
 
 use super::buffer::Buffer;
+use crate::error::Result;
 use crate::tensor::{HostMatrix, bf16};
 
 /// Outputs that a panel holds side by side: four vectors of sixteen.
@@ -19,17 +20,18 @@ pub struct Matrix {
 
 impl Matrix {
     /// Packs `matrix`.
-    pub fn new(matrix: &HostMatrix<'_>) -> Self {
+    pub fn new(matrix: &HostMatrix<'_>) -> Result<Self> {
         let (outputs, inputs) = (matrix.rows, matrix.cols);
         let pairs = inputs.div_ceil(2);
-        let mut data = Buffer::new(outputs.div_ceil(PANEL) * pairs * PANEL * 2);
+        let mut data = Buffer::new(outputs.div_ceil(PANEL) * pairs * PANEL * 2)?;
+        data.prefer_huge_pages();
         for output in 0..outputs {
             let start = (output / PANEL) * pairs * PANEL * 2 + (output % PANEL) * 2;
             for (input, &weight) in matrix.row(output).iter().enumerate() {
                 data[start + (input / 2) * PANEL * 2 + input % 2] = weight;
             }
         }
-        Self { outputs, inputs, data }
+        Ok(Self { outputs, inputs, data })
     }
 
     /// Pairs of inputs, the last one padded if need be.

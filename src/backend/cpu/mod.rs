@@ -9,6 +9,7 @@ mod matmul;
 mod matrix;
 mod rows;
 mod sample;
+mod simd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -115,7 +116,7 @@ impl Backend for CpuBackend {
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        Ok(Buffer::new(len))
+        Buffer::new(len)
     }
 
     fn len<T: Element>(&self, buffer: &Buffer<T>) -> usize {
@@ -133,7 +134,7 @@ impl Backend for CpuBackend {
     }
 
     fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
-        Ok(Matrix::new(&matrix))
+        Matrix::new(&matrix)
     }
 
     fn embed(

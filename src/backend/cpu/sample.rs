@@ -4,8 +4,29 @@ use rayon::prelude::*;
 
 use super::CpuBackend;
 use super::isa::vectorized;
-use super::math::exp;
+use super::math::{exp, max};
+use super::simd::LANES;
 use crate::backend::SampleRow;
+
+/// Logits below which one thread does it all.
+const WORTH_A_THREAD: usize = 1 << 14;
+
+/// Weights whose sum is looked at before the weights themselves.
+const BLOCK: usize = 256;
+
+/// Bits of a weight (at most 1.0) that do not matter for which of 8,128 buckets it falls into.
+const BUCKET_BITS: u32 = 17;
+
+/// Memory that a thread uses from row to row.
+#[derive(Default)]
+struct Scratch {
+    /// The kept tokens in order of their ids; empty if all are kept.
+    tokens: Vec<u32>,
+    /// e^((logit − max) / temperature) of the kept tokens.
+    weights: Vec<f32>,
+    /// The weights' sum in each bucket, heaviest first.
+    buckets: Vec<f64>,
+}
 
 /// Picks a token for each row of `logits: [rows, vocab]`.
 pub fn sample(
@@ -17,110 +38,179 @@ pub fn sample(
 ) {
     assert!(vocab > 0 && logits.len() >= rows.len() * vocab, "logits: [rows, vocab]");
     assert!(tokens.len() >= rows.len(), "tokens: [rows]");
-    let run = |((row, logits), token): ((&SampleRow, &[f32]), &mut u32)| {
-        *token = pick_token(cpu.isa, row, logits);
+    let run = |scratch: &mut Scratch, ((row, logits), token): ((&SampleRow, &[f32]), &mut u32)| {
+        *token = pick_token(cpu.isa, row, logits, scratch);
     };
-    let work = (rows, logits.par_chunks(vocab), tokens);
-    if rows.len() * vocab < 1 << 14 {
-        rows.iter().zip(logits.chunks(vocab)).zip(work.2).for_each(run);
+    if rows.len() * vocab < WORTH_A_THREAD {
+        let mut scratch = Scratch::default();
+        let work = rows.iter().zip(logits.chunks(vocab)).zip(tokens);
+        work.for_each(|work| run(&mut scratch, work));
     } else {
-        cpu.pool.install(|| rows.par_iter().zip(work.1).zip(work.2).for_each(run));
+        let work = rows.par_iter().zip(logits.par_chunks(vocab)).zip(tokens);
+        cpu.pool.install(|| work.for_each_init(Scratch::default, run));
     }
 }
 
 vectorized! {
     /// One row's token.
-    fn pick_token(row: &SampleRow, logits: &[f32]) -> u32 = pick;
+    fn pick_token(row: &SampleRow, logits: &[f32], scratch: &mut Scratch) -> u32 = pick;
 }
 
 #[inline(always)]
-fn pick(row: &SampleRow, logits: &[f32]) -> u32 {
-    if row.temperature == 0.0 {
-        return argmax(logits);
+fn pick(row: &SampleRow, logits: &[f32], scratch: &mut Scratch) -> u32 {
+    let most = max(logits);
+    // Logits that are not numbers have no distribution; whoever made them is told elsewhere.
+    if row.temperature == 0.0 || !most.is_finite() || has_nan(logits) {
+        return logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32;
     }
-    let threshold = match row.top_k as usize {
-        0 => f32::NEG_INFINITY,
-        k if k >= logits.len() => f32::NEG_INFINITY,
-        k => kth_largest(logits, k),
+    let Scratch { tokens, weights, buckets } = scratch;
+    tokens.clear();
+    weights.clear();
+    let weight = |logit: f32| {
+        let x = (logit - most) / row.temperature;
+        // Exactly nothing for what cannot be drawn.
+        if x > -87.0 { exp(x) } else { 0.0 }
     };
-    // Token ids in order, with their weight e^((logit − max) / temperature).
-    let most = super::math::max(logits);
-    let mut kept: Vec<(u32, f32)> =
-        Vec::with_capacity(if threshold.is_finite() { 64 } else { logits.len() });
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit >= threshold && logit > f32::NEG_INFINITY {
-            kept.push((token as u32, exp((logit - most) / row.temperature)));
+    let k = row.top_k as usize;
+    if 0 < k && k < logits.len() {
+        keep_largest(logits, k, tokens);
+        weights.extend(tokens.iter().map(|&token| weight(logits[token as usize])));
+    } else {
+        weights.resize(logits.len(), 0.0);
+        for (out, &logit) in weights.iter_mut().zip(logits) {
+            *out = weight(logit);
         }
     }
     if row.top_p < 1.0 {
-        keep_nucleus(&mut kept, row.top_p);
+        keep_nucleus(weights, f64::from(row.top_p), buckets);
     }
-    let total: f64 = kept.iter().map(|&(_, weight)| f64::from(weight)).sum();
-    let target = f64::from(row.draw.uniform()) * total;
-    let mut running = 0.0;
-    for &(token, weight) in &kept {
-        running += f64::from(weight);
-        if running > target {
-            return token;
+    let index = draw(weights, f64::from(row.draw.uniform()));
+    tokens.get(index).copied().unwrap_or(index as u32)
+}
+
+#[inline(always)]
+fn has_nan(values: &[f32]) -> bool {
+    // No early end, which would keep the loop from being vectorised.
+    values.iter().fold(false, |nan, value| nan | value.is_nan())
+}
+
+/// The tokens with the `k` largest logits and those tied with the last of them, in order of ids.
+///
+/// Candidates above a rising bound are collected, and thinned out whenever there are too many.
+#[inline(always)]
+fn keep_largest(logits: &[f32], k: usize, tokens: &mut Vec<u32>) {
+    let mut room = (4 * k).max(256);
+    // −∞ is never kept.
+    let mut bound = f32::MIN;
+    let thin_out = |tokens: &mut Vec<u32>| {
+        if tokens.len() <= k {
+            return f32::MIN;
         }
-    }
-    // Only rounding, or logits that are not numbers, lead here.
-    kept.last().map_or_else(|| argmax(logits), |&(token, _)| token)
-}
-
-/// The lowest id of the largest logit, ignoring NaN.
-#[inline(always)]
-fn argmax(logits: &[f32]) -> u32 {
-    let most = super::math::max(logits);
-    logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32
-}
-
-/// The k-th largest value: candidates above a rising bound are collected, and thinned out
-/// whenever there are too many.
-#[inline(always)]
-fn kth_largest(values: &[f32], k: usize) -> f32 {
-    let room = (4 * k).max(256);
-    let mut best: Vec<f32> = Vec::with_capacity(room + 16);
-    let mut bound = f32::NEG_INFINITY;
-    let thin_out = |best: &mut Vec<f32>| {
-        best.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-        best.truncate(k);
-        best[k - 1]
+        let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]);
+        let bound = logits[*tokens.select_nth_unstable_by(k - 1, order).1 as usize];
+        tokens.retain(|&token| logits[token as usize] >= bound);
+        bound
     };
-    for chunk in values.chunks(16) {
-        // One test for sixteen values: after the first few, nearly all chunks fail it.
-        if chunk.iter().any(|&value| value > bound) {
-            best.extend(chunk.iter().copied().filter(|&value| value > bound));
-            if best.len() >= room {
-                bound = thin_out(&mut best);
+    for (chunk, values) in logits.chunks(LANES).enumerate() {
+        // One test for all: after the first few, nearly all chunks fail it.
+        if values.iter().fold(false, |any, &value| any | (value >= bound)) {
+            let found = values.iter().enumerate().filter(|&(_, &value)| value >= bound);
+            tokens.extend(found.map(|(lane, _)| (chunk * LANES + lane) as u32));
+            if tokens.len() >= room {
+                bound = thin_out(tokens);
+                // Many may be tied.
+                room = room.max(2 * tokens.len());
             }
         }
     }
-    if best.len() < k {
-        // Fewer than k values above −∞: everything that is a number stays.
-        return f32::NEG_INFINITY;
-    }
-    thin_out(&mut best)
+    thin_out(tokens);
+    tokens.sort_unstable();
 }
 
-/// Drops all but the most probable tokens that together reach `top_p` of the mass (Holtzman et
-/// al., arXiv 1904.09751); on a tie the lower id stays.
-fn keep_nucleus(kept: &mut Vec<(u32, f32)>, top_p: f32) {
-    let total: f64 = kept.iter().map(|&(_, weight)| f64::from(weight)).sum();
-    let mass = f64::from(top_p) * total;
+/// The sum in f64, in eight interleaved partial sums.
+#[inline(always)]
+fn sum(weights: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let (whole, rest) = weights.as_chunks::<8>();
+    for chunk in whole {
+        for lane in 0..8 {
+            lanes[lane] += f64::from(chunk[lane]);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&weight| f64::from(weight)).sum::<f64>()
+}
+
+/// Sets to 0 all but the heaviest weights that together reach `top_p` of the mass (Holtzman et
+/// al., arXiv 1904.09751); on a tie the lower index stays.
+///
+/// The weights' bits are in the weights' order, so buckets by their first bits are, too: only
+/// the bucket in which the mass is reached has to be sorted.
+#[inline(always)]
+fn keep_nucleus(weights: &mut [f32], top_p: f64, buckets: &mut Vec<f64>) {
+    let bucket =
+        |weight: f32| (1.0f32.to_bits().saturating_sub(weight.to_bits()) >> BUCKET_BITS) as usize;
+    let total: f64 = weights.chunks(BLOCK).map(sum).sum();
+    let mass = top_p * total;
     // All tokens lighter than this weigh less than what is left over, so none of them is needed.
-    let negligible = (total - mass) / kept.len() as f64;
-    let mut order: Vec<(u32, f32)> =
-        kept.iter().copied().filter(|&(_, weight)| f64::from(weight) >= negligible).collect();
-    order.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let negligible = ((total - mass) / weights.len() as f64) as f32;
+    buckets.clear();
+    buckets.resize(bucket(0.0) + 1, 0.0);
+    for &weight in weights.iter().filter(|&&weight| weight >= negligible) {
+        buckets[bucket(weight)] += f64::from(weight);
+    }
     let mut running = 0.0;
-    let needed = order.iter().take_while(|(_, weight)| {
-        let before = running;
-        running += f64::from(*weight);
-        before < mass
+    let last = buckets.iter().position(|sum| {
+        let reached = running + sum >= mass;
+        running += if reached { 0.0 } else { *sum };
+        reached
     });
-    let count = needed.count().max(1);
-    order.truncate(count);
-    order.sort_unstable_by_key(|&(token, _)| token);
-    *kept = order;
+    // Only rounding can leave the mass unreached.
+    let Some(last) = last else { return };
+    let candidates = weights.iter().enumerate();
+    let mut candidates: Vec<(usize, f32)> = candidates
+        .map(|(index, &weight)| (index, weight))
+        .filter(|&(_, weight)| weight >= negligible && bucket(weight) == last)
+        .collect();
+    candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    for weight in weights.iter_mut() {
+        if bucket(*weight) >= last {
+            *weight = 0.0;
+        }
+    }
+    // The heaviest token stays even for a top_p of 0.
+    for (nth, (index, weight)) in candidates.into_iter().enumerate() {
+        if running >= mass && (nth > 0 || last > 0) {
+            break;
+        }
+        weights[index] = weight;
+        running += f64::from(weight);
+    }
+}
+
+/// The first index at which the running sum exceeds `uniform` times the whole.
+#[inline(always)]
+fn draw(weights: &[f32], uniform: f64) -> usize {
+    let target = uniform * weights.chunks(BLOCK).map(sum).sum::<f64>();
+    let mut running = 0.0;
+    let mut start = 0;
+    for block in weights.chunks(BLOCK) {
+        let next = running + sum(block);
+        if next > target {
+            break;
+        }
+        running = next;
+        start += block.len();
+    }
+    let mut last = 0;
+    for (index, &weight) in weights.iter().enumerate().skip(start) {
+        running += f64::from(weight);
+        if weight > 0.0 {
+            last = index;
+            if running > target {
+                return index;
+            }
+        }
+    }
+    // Only rounding leads here.
+    last
 }
