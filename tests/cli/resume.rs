@@ -20,25 +20,17 @@ impl Run {
         std::fs::read(self.path(name)).unwrap()
     }
 
-    fn search(&self, name: &str, more: &[&str]) -> Output {
+    /// All flags of a run that writes `name`.
+    fn args(&self, name: &str, more: &[&str]) -> Vec<String> {
         let (output, trace) = (self.path(name), self.path(&format!("{name}.trace")));
-        let flags = [
-            "--prompts",
-            &self.prompts,
-            "--output",
-            &output,
-            "--trace",
-            &trace,
-            "--max-new-tokens",
-            "8",
-            "-w",
-            "2",
-            "-k",
-            "2",
-            "-l",
-            "3",
-        ];
-        search(&[&flags, more].concat())
+        let files = ["--prompts", &self.prompts, "--output", &output, "--trace", &trace];
+        let settings = ["--max-new-tokens", "8", "-w", "2", "-k", "2", "-l", "3"];
+        let flags = files.iter().chain(&settings).chain(more).map(|&flag| flag.to_owned());
+        guided().into_iter().chain(flags).collect()
+    }
+
+    fn search(&self, name: &str, more: &[&str]) -> Output {
+        trimtab(&self.args(name, more))
     }
 }
 
@@ -72,31 +64,9 @@ fn a_killed_run_goes_on_where_it_stopped() {
 fn a_run_survives_a_real_kill() {
     let run = Run::new();
     stdout(&run.search("whole", &[]));
-    let (output, trace) = (run.path("killed"), run.path("killed.trace"));
-    let mut args = guided();
-    args.extend(
-        [
-            "--prompts",
-            &run.prompts,
-            "--output",
-            &output,
-            "--trace",
-            &trace,
-            "--max-new-tokens",
-            "8",
-            "-w",
-            "2",
-            "-k",
-            "2",
-            "-l",
-            "3",
-            "--concurrency",
-            "1",
-        ]
-        .map(str::to_owned),
-    );
+    let output = run.path("killed");
     let mut child = Command::new(env!("CARGO_BIN_EXE_trimtab"))
-        .args(&args)
+        .args(run.args("killed", &["--concurrency", "1"]))
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
