@@ -149,9 +149,14 @@ pub enum Error {
         capacity: usize,
     },
 
-    /// Another error's message, passed on.
-    #[error("{0}")]
-    Message(String),
+    /// The system has no memory for what a model needs.
+    #[error("cannot have {bytes} bytes of memory: {source}; lower --kv-memory")]
+    OutOfMemory {
+        /// Bytes asked for at once.
+        bytes: usize,
+        /// The system's own words.
+        source: std::io::Error,
+    },
 
     /// A model produced a number that is not one.
     #[error("{what} is not a finite number; the model's weights are damaged or overflow bf16")]

@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::engine::{Config, Engine, Limits, Model, Pair};
 use crate::error::{Error, Result};
-use crate::guide::{GuideTokens, PairGuide, WeightedPair};
+use crate::guide::{GuideTokens, PairGuide, WeightedPair, reserved};
 use crate::kv_cache::{Lifetime, PAGE_LEN};
 use crate::proposer::{Guidance, LocalProposer};
 use crate::text::{Bos, PromptFormat, Template, Tokenizer};
@@ -310,11 +310,16 @@ pub fn load<B: Backend>(
     let bos = if plan.compat { Bos::Never } else { guide.bos() };
     let (chat, guide_template) = (guide.chat, guide.template()?);
     let eos = base.eos();
+    let compat = plan.compat.then(|| base.tokenizer.clone());
+    let longest_token = base.tokenizer.longest_token();
     let engine =
         Engine::new(backend.clone(), Model::open(&**backend, &base.folder, None)?, limits)?;
     let weighted = pairs
         .into_iter()
-        .map(|pair| load_pair(backend, pair, limits, copies, &guide_template, chat, bos))
+        .map(|pair| {
+            let pair = load_pair(backend, pair, limits, copies, &guide_template, chat, bos)?;
+            Ok(WeightedPair { longest_token, ..pair })
+        })
         .collect::<Result<Vec<_>>>()?;
     let guidance = plan.guidance.map_or_else(Vec::new, |strength| {
         let shifted = weighted.iter().map(|pair| Guidance {
@@ -328,7 +333,7 @@ pub fn load<B: Backend>(
     let format = PromptFormat { tokenizer: base.tokenizer, template, chat, bos };
     Ok(Ready {
         proposer: LocalProposer::new(engine, format, eos, guidance),
-        guide: PairGuide::new(weighted, plan.compat),
+        guide: PairGuide::new(weighted, compat),
     })
 }
 
@@ -359,7 +364,7 @@ pub fn load_guide<B: Backend>(
         .into_iter()
         .map(|pair| load_pair(backend, pair, limits, 1, &template, guide.chat, guide.bos()))
         .collect::<Result<Vec<_>>>()?;
-    Ok((PairGuide::new(weighted, false), tokenizer))
+    Ok((PairGuide::new(weighted, None), tokenizer))
 }
 
 fn load_pair<B: Backend>(
@@ -377,7 +382,10 @@ fn load_pair<B: Backend>(
     let eos = tuned.tokenizer.eos().or(tuned.eos().first().copied());
     let pair = Pair::open(backend, &tuned.folder, &untuned.folder, limits, proposal_pages)?;
     let format = PromptFormat { tokenizer: tuned.tokenizer, template: template.clone(), chat, bos };
-    Ok(WeightedPair { pair: Arc::new(Mutex::new(pair)), weight, format, tokens, eos })
+    // The guide's own, where responses are given whole.
+    let longest_token = format.tokenizer.longest_token();
+    let pair = Arc::new(Mutex::new(pair));
+    Ok(WeightedPair { pair, weight, format, tokens, eos, longest_token })
 }
 
 /// How the base model's responses become this pair's tokens.
@@ -405,13 +413,9 @@ fn pages(
     plan: &Plan,
     kv_memory: Option<Bytes>,
 ) -> Result<usize> {
-    // Text that another tokenizer reads may need twice the pages.
-    let life = Lifetime {
-        response: (2 * plan.life.response).min(context),
-        chunk: plan.life.chunk.saturating_mul(2).min(context),
-        ..plan.life
-    };
-    let enough = plan.in_flight.saturating_mul(life.pages(context));
+    // Text that another tokenizer reads may need more pages.
+    let search = reserved(&plan.life, context).pages(context) + context.div_ceil(PAGE_LEN);
+    let enough = plan.in_flight.saturating_mul(search);
     let affordable = budget(kv_memory) / page_bytes;
     if affordable == 0 {
         let reason = format!("must be at least {page_bytes} bytes, one page of all models");

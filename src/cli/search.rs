@@ -270,7 +270,7 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let guided = !args.guide.pairs().is_empty();
 
     let mut done = Done::Well;
-    let mut fail = |sink: &mut Sink, progress: &Progress, index: usize, error: Error| {
+    let mut fail = |sink: &mut Sink, progress: &Progress, index: usize, error: &Error| {
         done = Done::WithFailures;
         let item: &Item<PromptItem> = &items[index];
         let number = item.line.into();
@@ -284,12 +284,13 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let mut next = finished;
     loop {
         while next < items.len() && scheduler.pending() < 2 * plan.in_flight {
-            let submitted = match &items[next].content {
-                Ok(item) => scheduler.submit(next, &item.prompt, settings.clone()),
-                Err(error) => Err(Error::Message(error.to_string())),
-            };
-            if let Err(error) = submitted {
-                fail(&mut sink, &progress, next, error)?;
+            match &items[next].content {
+                Ok(item) => {
+                    if let Err(error) = scheduler.submit(next, &item.prompt, settings.clone()) {
+                        fail(&mut sink, &progress, next, &error)?;
+                    }
+                }
+                Err(error) => fail(&mut sink, &progress, next, error)?,
             }
             next += 1;
         }
@@ -298,7 +299,7 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         }
         for Finished { id: index, result } in scheduler.tick()? {
             let (Ok(outcome), Ok(item)) = (&result, &items[index].content) else {
-                if let Err(error) = result {
+                if let Err(error) = &result {
                     fail(&mut sink, &progress, index, error)?;
                 }
                 continue;

@@ -4,8 +4,10 @@
 //! log π_tuned(y | x) − log π_untuned(y | x) of everything written so far. [`PairGuide`] computes
 //! it with one or several weighted pairs; tests script one of their own.
 
+mod cached;
 mod pair;
 
+pub use cached::reserved;
 pub use pair::{GuideTokens, PairGuide, PairPrompt, PairState, WeightedPair};
 
 use crate::error::Result;

@@ -46,6 +46,11 @@ impl Settings {
         if !(temperature.is_finite() && temperature >= 0.0) {
             return Err(Error::flag("--temperature", "must be a number from 0 upwards"));
         }
+        if self.compat && temperature == 0.0 {
+            let reason = "must be above 0 with --compat reference, where 0 would mean 1; --top-k 1 \
+                          takes the most probable token there too";
+            return Err(Error::flag("--temperature", reason));
+        }
         if !(top_p > 0.0 && top_p <= 1.0) {
             return Err(Error::flag("--top-p", "must be above 0 and at most 1"));
         }
