@@ -18,7 +18,8 @@ use crate::text::{PromptFormat, complete_utf8};
 /// How a response becomes the guide's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuideTokens {
-    /// The base model's tokens as they are: both have the same vocabulary.
+    /// The base model's tokens as they are: both have the same vocabulary. A response that comes
+    /// without tokens is read as text.
     Ids,
     /// The response's text joined to the guide's prompt and tokenised by the guide.
     Text,
@@ -111,6 +112,11 @@ impl<B: Backend> PairGuide<B> {
         self.pairs.first().map_or(0, |pair| pair.pair().tuned.rows_run())
     }
 
+    /// Whether every pair has a token that ends a text.
+    pub fn has_eos(&self) -> bool {
+        self.pairs.iter().all(|pair| pair.eos.is_some())
+    }
+
     /// The guide's tokens of a prompt and a response.
     fn tokenise(
         &self,
@@ -124,8 +130,10 @@ impl<B: Backend> PairGuide<B> {
             None => false,
         };
         match pair.tokens {
-            GuideTokens::Ids => Ok(cached.prompt.iter().chain(&response.tokens).copied().collect()),
-            GuideTokens::Text => {
+            GuideTokens::Ids if !response.tokens.is_empty() => {
+                Ok(cached.prompt.iter().chain(&response.tokens).copied().collect())
+            }
+            _ => {
                 let text = match response.finish {
                     // More bytes may still complete the last character.
                     None => complete_utf8(&response.text).0,
@@ -284,7 +292,7 @@ impl<B: Backend> Guide for PairGuide<B> {
             .map(|(pair, prompt)| {
                 let context = pair.pair().context();
                 let life = match pair.tokens {
-                    GuideTokens::Ids => *life,
+                    GuideTokens::Ids => Lifetime { response: life.response.min(context), ..*life },
                     // Another tokenizer may need more tokens for the same text. Twice as many
                     // are reserved; a search that needs still more fails by itself.
                     GuideTokens::Text => Lifetime {
@@ -300,6 +308,10 @@ impl<B: Backend> Guide for PairGuide<B> {
 
     fn page_capacity(&self) -> Vec<usize> {
         self.pairs.iter().map(|weighted| weighted.pair().pages.capacity()).collect()
+    }
+
+    fn pages_free(&self) -> Vec<usize> {
+        self.pairs.iter().map(|weighted| weighted.pair().pages.free()).collect()
     }
 
     fn open(&mut self, prompts: &[&PairPrompt]) -> Result<Vec<PairState>> {
