@@ -55,6 +55,12 @@ pub trait Guide {
     /// All pages that there are, per pool.
     fn page_capacity(&self) -> Vec<usize>;
 
+    /// Pages that nobody owns, per pool. Unless overridden all of them, which is right for a guide
+    /// that holds none.
+    fn pages_free(&self) -> Vec<usize> {
+        self.page_capacity()
+    }
+
     /// Runs the prompts.
     fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>>;
 

@@ -19,7 +19,8 @@ use crate::text::{Bos, PromptFormat, Tokenizer, complete_utf8};
 /// How a response becomes the guide's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuideTokens {
-    /// The base model's tokens as they are: both have the same vocabulary.
+    /// The base model's tokens as they are: both have the same vocabulary. A response that comes
+    /// without tokens is read as text.
     Ids,
     /// The response's text joined to the guide's prompt and tokenised by the guide.
     Text,
@@ -48,9 +49,10 @@ impl<B: Backend> WeightedPair<B> {
 
     /// What a search reserves for what its hypotheses keep cached.
     fn reserved(&self, life: &Lifetime) -> Lifetime {
+        let context = self.pair().context();
         match self.tokens {
-            GuideTokens::Ids => *life,
-            GuideTokens::Text => reserved(life, self.pair().context()),
+            GuideTokens::Ids => Lifetime { response: life.response.min(context), ..*life },
+            GuideTokens::Text => reserved(life, context),
         }
     }
 
@@ -111,6 +113,11 @@ impl<B: Backend> PairGuide<B> {
         self.pairs.first().map_or(0, |pair| pair.pair().tuned.rows_run())
     }
 
+    /// Whether every pair has a token that ends a text.
+    pub fn has_eos(&self) -> bool {
+        self.pairs.iter().all(|pair| pair.eos.is_some())
+    }
+
     /// The guide's tokens of a prompt and a response.
     fn tokenise(
         &self,
@@ -123,7 +130,7 @@ impl<B: Backend> PairGuide<B> {
             Some(Finish::Stop | Finish::Length) => self.compat.is_some(),
             None => false,
         };
-        if pair.tokens == GuideTokens::Ids {
+        if pair.tokens == GuideTokens::Ids && !response.tokens.is_empty() {
             return Ok(cached.prompt.iter().chain(&response.tokens).copied().collect());
         }
         let text = match (&self.compat, response.finish) {
@@ -305,6 +312,10 @@ impl<B: Backend> Guide for PairGuide<B> {
 
     fn page_capacity(&self) -> Vec<usize> {
         self.pairs.iter().map(|weighted| weighted.pair().pages.capacity()).collect()
+    }
+
+    fn pages_free(&self) -> Vec<usize> {
+        self.pairs.iter().map(|weighted| weighted.pair().pages.free()).collect()
     }
 
     fn open(&mut self, prompts: &[&PairPrompt]) -> Result<Vec<PairState>> {

@@ -77,6 +77,17 @@ impl Response {
         self.finish = Some(Finish::Eos);
     }
 
+    /// The bytes that the answer keeps however the response goes on: without a stop string, and
+    /// without what may yet become one.
+    pub fn settled(&self, stop: &StopStrings) -> &[u8] {
+        let end = match (self.stop, self.finish) {
+            (Some(start), _) => start,
+            (None, Some(_)) => self.text.len(),
+            (None, None) => self.text.len() - stop.begun(&self.text),
+        };
+        &self.text[..end]
+    }
+
     /// The text for people: without the stop string, broken characters replaced.
     pub fn to_text(&self) -> String {
         let end = self.stop.unwrap_or(self.text.len());
@@ -118,6 +129,17 @@ pub trait Proposer {
 
     /// All pages that there are, per pool.
     fn page_capacity(&self) -> Vec<usize>;
+
+    /// Pages that nobody owns, per pool. Unless overridden all of them, which is right for a
+    /// proposer that holds none.
+    fn pages_free(&self) -> Vec<usize> {
+        self.page_capacity()
+    }
+
+    /// The prompt's length in the base model's tokens, where that is known.
+    fn prompt_tokens(&self, _prompt: &Self::Prompt) -> Option<usize> {
+        None
+    }
 
     /// Runs the prompts.
     fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>>;

@@ -109,6 +109,27 @@ impl<P: Clone, G: Clone> Search<P, G> {
         &self.settings
     }
 
+    /// The steps so far.
+    pub fn trace(&self) -> &[Chunk] {
+        &self.trace
+    }
+
+    /// The bytes that every hypothesis still in play begins with: so will the answer.
+    pub fn agreed(&self) -> &[u8] {
+        let candidates = self.candidates.iter().map(|candidate| &candidate.hypothesis);
+        // Between steps the beams, within one their forks.
+        let mut texts = self
+            .beams
+            .iter()
+            .chain(candidates)
+            .map(|hypothesis| hypothesis.response.settled(&self.settings.stop));
+        let first = texts.next().unwrap_or_default();
+        texts.fold(first, |agreed, text| {
+            let common = agreed.iter().zip(text).take_while(|(a, b)| a == b).count();
+            &agreed[..common]
+        })
+    }
+
     /// Forks the beams into this step's candidates.
     pub fn expand(&mut self) {
         assert!(self.candidates.is_empty(), "the last step has not been selected from");
