@@ -277,6 +277,7 @@ fn absurd_settings_are_refused() {
         (Settings { chunk_len: Some(0), ..good() }, "--chunk-len"),
         (Settings { max_new_tokens: 0, ..good() }, "--max-new-tokens"),
         (Settings { beam_width: usize::MAX, successors: 3, ..good() }, "--beam-width"),
+        (Settings { max_new_tokens: usize::MAX, ..good() }, "--max-new-tokens"),
     ];
     let mut with = |change: fn(&mut Settings), flag| {
         let mut settings = good();

@@ -19,6 +19,8 @@ use crate::text::{Bos, PromptFormat, Template, Tokenizer};
 const ROWS: usize = 512;
 /// Rows whose logits exist at the same time.
 const LOGIT_ROWS: usize = 256;
+/// More threads than any machine has cores.
+const MAX_THREADS: usize = 4096;
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -76,8 +78,9 @@ pub struct DeviceArgs {
 impl DeviceArgs {
     /// The processor: the only device so far.
     pub fn cpu(&self) -> Result<Arc<CpuBackend>> {
-        if self.threads == Some(0) {
-            return Err(Error::flag("--threads", "must be at least 1"));
+        if self.threads.is_some_and(|threads| !(1..=MAX_THREADS).contains(&threads)) {
+            let reason = format!("must be at least 1 and at most {MAX_THREADS}");
+            return Err(Error::flag("--threads", reason));
         }
         let (Device::Auto | Device::Cpu) = self.device;
         Ok(Arc::new(CpuBackend::new(self.threads)?))

@@ -38,6 +38,10 @@ impl Settings {
                 return Err(Error::flag(flag, "must be at least 1"));
             }
         }
+        if self.max_new_tokens > Self::MAX_TOKENS {
+            let reason = format!("must be at most {}", Self::MAX_TOKENS);
+            return Err(Error::flag("--max-new-tokens", reason));
+        }
         if self.beam_width.saturating_mul(self.successors) > Self::MAX_CANDIDATES {
             let reason = format!("times --successors must be at most {}", Self::MAX_CANDIDATES);
             return Err(Error::flag("--beam-width", reason));
@@ -59,6 +63,9 @@ impl Settings {
 
     /// Candidates of one step at most.
     pub const MAX_CANDIDATES: usize = 1 << 16;
+
+    /// Tokens of a response at most: more than any model's context.
+    pub const MAX_TOKENS: usize = 1 << 30;
 
     /// How large the search can grow.
     pub fn lifetime(&self) -> Lifetime {
