@@ -12,6 +12,7 @@ mod output;
 mod progress;
 mod score;
 mod search;
+mod settings;
 mod tree;
 
 use std::process::ExitCode;

@@ -18,9 +18,11 @@
 //! equal tokens are kept once; ties keep candidate order; a candidate cut by the token limit is
 //! not scored as if it had ended. [`Settings::compat`] restores theirs.
 
+mod method;
 mod settings;
 mod trace;
 
+pub use method::{ChunkLen, Method, Shape, Shaped};
 pub use settings::Settings;
 pub use trace::{Chunk, TracedCandidate};
 
