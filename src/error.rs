@@ -149,6 +149,15 @@ pub enum Error {
         capacity: usize,
     },
 
+    /// A server that writes for a search has failed it.
+    #[error("{url}: {reason}")]
+    Remote {
+        /// What was asked.
+        url: String,
+        /// What it answered, how often it was asked, and where it helps, what to do.
+        reason: String,
+    },
+
     /// The system has no memory for what a model needs.
     #[error("cannot have {bytes} bytes of memory: {source}; lower --kv-memory")]
     OutOfMemory {

@@ -240,7 +240,9 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         self.extend()?;
         self.spent.prefill += admitted - started;
         self.spent.expand += admitted.elapsed();
-        self.score()
+        let mut finished = self.drop_failed();
+        finished.extend(self.score()?);
+        Ok(finished)
     }
 
     fn capacity(&self) -> Pages {
@@ -311,14 +313,26 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         let Some(steps) = searches().map(Search::remaining).min() else {
             return Ok(());
         };
-        let steps = steps.min(self.stride);
+        let (steps, whole) = (steps.min(self.stride), self.proposer.whole_chunks());
         let mut drafts: Vec<_> = self
             .running
             .iter_mut()
             .filter_map(Running::search_mut)
-            .flat_map(|search| search.drafts(steps))
+            .flat_map(|search| search.drafts(if whole { search.remaining() } else { steps }))
             .collect();
         self.proposer.extend(&mut drafts)
+    }
+
+    /// Drops the searches that the proposer could not continue.
+    fn drop_failed(&mut self) -> Vec<Finished> {
+        let mut finished = Vec::new();
+        self.running.retain_mut(|running| {
+            let failure = running.search_mut().and_then(Search::failure);
+            let failed = failure.map(|error| Finished { id: running.id, result: Err(error) });
+            finished.extend(failed);
+            finished.last().is_none_or(|done| done.id != running.id)
+        });
+        finished
     }
 
     /// Scores the candidates of all searches at the end of a chunk and selects from them.

@@ -68,16 +68,7 @@ impl Proposer for Paged {
     fn extend(&mut self, drafts: &mut [Draft<'_, PagedState>]) -> Result<()> {
         for draft in drafts {
             let before = draft.response.tokens.len();
-            let Draft { state, response, steps, sampling, stop, draw } = draft;
-            let scripted = Draft {
-                state: &mut state.text,
-                response,
-                steps: *steps,
-                sampling: *sampling,
-                stop,
-                draw: *draw,
-            };
-            self.script.extend(&mut [scripted])?;
+            self.script.extend(&mut [draft.inside(|state| &mut state.text)])?;
             for _ in before..draft.response.tokens.len() {
                 draft.state.sequence.append(1)?;
             }

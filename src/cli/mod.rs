@@ -3,6 +3,7 @@
 //! stdout carries results only; progress and messages go to stderr. Bad input ends with a
 //! sentence on stderr and exit code 2.
 
+mod base;
 mod demo;
 mod input;
 mod inspect;

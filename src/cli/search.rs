@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::Done;
+use super::base::BaseArgs;
 use super::input::{self, Item, PromptItem, Shard};
 use super::models::{self, DeviceArgs, GuideArgs};
 use super::output::{Answer, Failure, Sink, Target, json_line, trace_lines};
@@ -18,9 +19,8 @@ use crate::text::Prompt;
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Folder of the base model, in Hugging Face format
-    #[arg(long, value_name = "DIR")]
-    base: PathBuf,
+    #[command(flatten)]
+    base: BaseArgs,
     #[command(flatten)]
     guide: GuideArgs,
 
@@ -72,7 +72,7 @@ impl Args {
             .collect();
         let search = &self.search;
         json!({
-            "base": self.base,
+            "base": self.base.fingerprint(),
             "guide": pairs,
             "method": search.method.name(),
             "beam_width": search.beam_width,
@@ -121,7 +121,7 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     }
     let items = args.items()?;
     let in_flight = args.concurrency.min(items.len()).max(1);
-    let plan = args.search.plan(&args.base, &settings, in_flight)?;
+    let plan = args.search.plan(args.base.base()?, &settings, in_flight)?;
     let ready = models::load(backend, &plan, &args.guide, args.device.kv_memory)?;
     let mut scheduler = Scheduler::new(ready.proposer, ready.guide, plan.in_flight);
     let target = Target {

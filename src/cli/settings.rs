@@ -1,5 +1,6 @@
 //! Flags that say how to search, shared by all commands that do.
 
+use super::base::Base;
 use super::models::{self, BosFlag, Compat, GuideArgs, GuideTokensFlag, Plan};
 use crate::error::{Error, Result};
 use crate::proposer::Sampling;
@@ -103,14 +104,9 @@ impl SearchArgs {
     }
 
     /// What must be loaded for `in_flight` searches like these at once.
-    pub fn plan(
-        &self,
-        base: &std::path::Path,
-        settings: &Settings,
-        in_flight: usize,
-    ) -> Result<Plan> {
+    pub fn plan(&self, base: Base, settings: &Settings, in_flight: usize) -> Result<Plan> {
         Ok(Plan {
-            base: base.to_owned(),
+            base,
             base_template: models::template("--base-template", self.base_template.as_deref())?,
             guide_tokens: self.guide_tokens,
             compat: settings.compat,

@@ -6,7 +6,7 @@ use super::{Lifetime, Score};
 use crate::kv_cache::{PAGE_LEN, Sequence};
 
 /// Room for a response that another tokenizer reads: twice the tokens, which is nearly always
-/// enough. A hypothesis that needs more keeps only part of itself in the cache, see [`Share`].
+/// enough. A hypothesis that needs more keeps only part of itself in the cache.
 pub fn reserved(life: &Lifetime, context: usize) -> Lifetime {
     Lifetime {
         response: life.response.saturating_mul(2).min(context),

@@ -26,7 +26,7 @@ pub use method::{ChunkLen, Method, Shape, Shaped};
 pub use settings::Settings;
 pub use trace::{Chunk, TracedCandidate};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::guide::{Score, Scoring};
 use crate::philox::Draw;
 use crate::proposer::{Draft, Finish, Response};
@@ -52,6 +52,8 @@ struct Candidate<P, G> {
     inherited_text: usize,
     /// An earlier candidate with the same tokens.
     duplicate_of: Option<usize>,
+    /// Why it could not be continued.
+    failure: Option<Error>,
     hypothesis: Hypothesis<P, G>,
 }
 
@@ -162,6 +164,7 @@ impl<P: Clone, G: Clone> Search<P, G> {
                 inherited: hypothesis.response.tokens.len(),
                 inherited_text: hypothesis.response.text.len(),
                 duplicate_of: None,
+                failure: None,
                 hypothesis,
             });
         }
@@ -195,7 +198,13 @@ impl<P: Clone, G: Clone> Search<P, G> {
             sampling,
             stop,
             draw: Draw { seed, stream, candidate: candidate.number, position: 0 },
+            failure: &mut candidate.failure,
         })
+    }
+
+    /// Why a candidate could not be continued: the end of the search.
+    pub fn failure(&mut self) -> Option<Error> {
+        self.candidates.iter_mut().find_map(|candidate| candidate.failure.take())
     }
 
     /// Ends candidates that reached the token limit and finds duplicates.
