@@ -57,6 +57,9 @@ pub struct BaseArgs {
     /// Requests to the server at the same time [default: 32]
     #[arg(long, value_name = "N", requires = "base_url")]
     pub base_requests: Option<usize>,
+    /// Choices (n) that one request asks for at most [default: as many as it takes]
+    #[arg(long, value_name = "N", requires = "base_url")]
+    pub base_choices: Option<usize>,
 }
 
 /// Where the base model is.
@@ -120,6 +123,9 @@ impl BaseArgs {
             let reason = format!("must be at least 1 and at most {MAX_REQUESTS}");
             return Err(Error::flag("--base-requests", reason));
         }
+        if self.base_choices == Some(0) {
+            return Err(Error::flag("--base-choices", "must be at least 1"));
+        }
         let key = self.api_key_env.as_deref();
         let endpoint = Endpoint {
             url,
@@ -129,6 +135,7 @@ impl BaseArgs {
             retries: self.base_retries.unwrap_or(5),
             backoff: BACKOFF,
             requests,
+            choices: self.base_choices.unwrap_or(usize::MAX),
         };
         Ok(Base::Server(Server { endpoint, tokenizer: self.base_tokenizer.clone(), ids }))
     }
@@ -142,6 +149,8 @@ impl BaseArgs {
                 "model": self.base_model,
                 "tokenizer": self.base_tokenizer,
                 "ids": self.base_prompt == Some(BasePromptFlag::Ids),
+                // It decides which candidates share a request and its seed.
+                "choices": self.base_choices,
             }),
         }
     }

@@ -153,6 +153,7 @@ fn flags_that_cannot_work_are_refused() {
         (&server.url, &["--base-prompt", "ids"], "--base-prompt ids needs --base-tokenizer"),
         (&server.url, &["--base-tokenizer", "nowhere"], "nowhere"),
         (&server.url, &["--base-timeout", "0"], "--base-timeout must be"),
+        (&server.url, &["--base-choices", "0"], "--base-choices must be"),
         (&server.url, &["--base-requests", "0"], "--base-requests must be"),
         (&server.url, &["--base-requests", "99999"], "--base-requests must be"),
         (&server.url, &["--api-key-env", "TRIMTAB_NO_SUCH"], "TRIMTAB_NO_SUCH, which is not set"),

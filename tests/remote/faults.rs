@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::damage::{cases, damages};
 use super::*;
 
 type Fault = fn(&Asked) -> Reply;
@@ -177,4 +178,33 @@ fn far_too_much_text_is_refused() {
     });
     let error = run(endpoint(&server), "q", settings(1, 1, Some(4), 8, 0)).unwrap_err().to_string();
     assert!(error.contains("513 bytes of text for at most 4 tokens"), "{error}");
+}
+
+/// Goal: whatever a server answers, a search ends with an answer or with an error that names it.
+#[test]
+fn damaged_answers_never_panic() {
+    let (mut fine, mut refused) = (0, 0);
+    for (number, damages) in cases(150, damages()).enumerate() {
+        let server = Server::new(move |asked| {
+            let mut answer = completion(asked, asked.number("n"));
+            answer["usage"] = serde_json::json!({"completion_tokens": 7, "total_tokens": 12});
+            let answer = answer.to_string().into_bytes();
+            let bytes = damages.iter().fold(answer, |bytes, damage| damage.apply(bytes));
+            let headers = ["content-type: application/json\r\n", "retry-after: nan\r\n"];
+            let status = [200, 200, 200, 200, 503][number % 5];
+            Reply::Raw(status, headers[number % 2], String::from_utf8_lossy(&bytes).into_owned())
+        });
+        let once = Endpoint { retries: 0, ..endpoint(&server) };
+        match run(once, "q", settings(1, 2, None, 6, 1)) {
+            Ok(outcome) => {
+                assert!(outcome.response.tokens.len() <= 6);
+                fine += 1;
+            }
+            Err(error) => {
+                assert!(error.to_string().starts_with(&server.url), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(fine > 10 && refused > 10, "{fine} were fine, {refused} were refused");
 }

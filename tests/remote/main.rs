@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod cli;
+#[path = "../hostile/damage.rs"]
+mod damage;
 mod faults;
 mod server;
 #[path = "../toy/mod.rs"]
@@ -64,6 +66,7 @@ fn endpoint(server: &Server) -> Endpoint {
         retries: 4,
         backoff: Duration::from_millis(1),
         requests: 8,
+        choices: usize::MAX,
     }
 }
 
@@ -205,6 +208,19 @@ fn missing_choices_are_asked_for_again() {
         let distinct = first.iter().filter(|candidate| candidate.duplicate_of.is_none()).count();
         assert!(distinct > 4, "{distinct} of 8 differ");
     }
+}
+
+/// Goal: no request asks for more choices than allowed.
+#[test]
+fn choices_of_a_request_can_be_limited() {
+    let server = scripted();
+    let limited = Endpoint { choices: 3, ..endpoint(&server) };
+    let outcome = run(limited, "Why?", settings(2, 4, Some(6), 12, 5)).unwrap();
+    let mut first: Vec<usize> = server.asked()[..3].iter().map(|a| a.number("n")).collect();
+    first.sort_unstable();
+    assert_eq!(first, [2, 3, 3]);
+    assert!(server.asked().iter().all(|asked| asked.number("n") <= 3));
+    assert_eq!(outcome.trace[0].candidates.len(), 8);
 }
 
 /// A server whose choices all are these.

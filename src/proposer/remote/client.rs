@@ -66,6 +66,8 @@ pub struct Endpoint {
     pub backoff: Duration,
     /// Requests at the same time.
     pub requests: usize,
+    /// Choices that one request asks for at most.
+    pub choices: usize,
 }
 
 /// A request's body.
@@ -118,12 +120,12 @@ struct Usage {
 /// Why a request was not answered.
 struct Failure {
     reason: String,
-    /// Whether it may be answered another time, and then not before.
+    /// Whether it may be answered another time, and how much later.
     again: Option<Duration>,
 }
 
 impl Failure {
-    fn final_(reason: String) -> Self {
+    fn lasting(reason: String) -> Self {
         Self { reason, again: None }
     }
 
@@ -275,7 +277,7 @@ fn unreachable(error: ureq::Error) -> Failure {
         | ureq::Error::Http(_)
         | ureq::Error::InvalidProxyUrl
         | ureq::Error::BodyExceedsLimit(_)
-        | ureq::Error::Tls(_) => Failure::final_(reason),
+        | ureq::Error::Tls(_) => Failure::lasting(reason),
         _ => Failure::passing(reason),
     }
 }
@@ -287,15 +289,16 @@ fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     let reason = format!("status {}{what}", status.as_u16());
     let passing = matches!(status.as_u16(), 408 | 409 | 425 | 429) || status.is_server_error();
     if !passing {
-        return Failure::final_(reason);
+        return Failure::lasting(reason);
     }
     let seconds = headers
+        // In seconds; a date, which the header may hold too, is nothing that such servers send.
         .get("retry-after")
         .and_then(|value| value.to_str().ok()?.trim().parse::<f64>().ok())
         .filter(|seconds| *seconds >= 0.0);
     match seconds {
         Some(seconds) if seconds > LONGEST_RETRY_AFTER.as_secs_f64() => {
-            Failure::final_(format!("{reason}; it asks to come back in {seconds} seconds"))
+            Failure::lasting(format!("{reason}; it asks to come back in {seconds} seconds"))
         }
         Some(seconds) => Failure { reason, again: Some(Duration::from_secs_f64(seconds)) },
         None => Failure::passing(reason),
@@ -341,7 +344,7 @@ fn choices(ask: &Ask<'_>, headers: &HeaderMap, body: &[u8]) -> Result<Vec<Choice
             Some("length" | "max_tokens") => false,
             Some("stop" | "eos" | "eos_token" | "stop_sequence" | "end_turn") => true,
             Some("content_filter") => {
-                return Err(Failure::final_("its content filter took a continuation away".into()));
+                return Err(Failure::lasting("its content filter took a continuation away".into()));
             }
             other => {
                 let reason = other.unwrap_or("nothing");

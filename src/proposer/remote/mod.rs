@@ -42,7 +42,7 @@ pub enum RemoteFormat {
 pub struct RemoteProposer {
     client: Client,
     format: RemoteFormat,
-    /// Choices that one request may ask for: as many as the server has shown it gives.
+    /// Choices that one request asks for at most: fewer once the server has given fewer.
     choices: AtomicUsize,
 }
 
@@ -75,8 +75,8 @@ impl RemoteProposer {
     /// # Errors
     /// [`Error::Flag`] for an address that cannot be one. The server is not asked yet.
     pub fn new(endpoint: Endpoint, format: RemoteFormat) -> Result<Self> {
-        let client = Client::new(endpoint)?;
-        Ok(Self { client, format, choices: AtomicUsize::new(usize::MAX) })
+        let choices = AtomicUsize::new(endpoint.choices.max(1));
+        Ok(Self { client: Client::new(endpoint)?, format, choices })
     }
 
     /// Where and how the server is asked.
