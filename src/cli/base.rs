@@ -51,7 +51,7 @@ pub struct BaseArgs {
     /// A request to the server may take this long [default: 120]
     #[arg(long, value_name = "SECONDS", requires = "base_url")]
     pub base_timeout: Option<u64>,
-    /// How often a request that failed is sent again [default: 5]
+    /// How often a request that failed is sent again [default: 8, within a minute]
     #[arg(long, value_name = "N", requires = "base_url")]
     pub base_retries: Option<u32>,
     /// Requests to the server at the same time [default: 32]
@@ -132,7 +132,7 @@ impl BaseArgs {
             model,
             key: key.map(|name| ApiKey::from_env("--api-key-env", name)).transpose()?,
             timeout: Duration::from_secs(timeout),
-            retries: self.base_retries.unwrap_or(5),
+            retries: self.base_retries.unwrap_or(8),
             backoff: BACKOFF,
             requests,
             choices: self.base_choices.unwrap_or(usize::MAX),

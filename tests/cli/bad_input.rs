@@ -58,6 +58,8 @@ fn what_does_not_fit_or_is_not_there_is_named() {
     assert_refused(&trimtab(&["inspect".into(), path("nowhere")]), "nowhere");
     std::fs::write(path("file"), "text").unwrap();
     assert_refused(&trimtab(&["inspect".into(), path("file")]), "not a folder");
+    std::fs::create_dir(path("config.json")).unwrap();
+    assert_refused(&trimtab(&["inspect".into(), path("")]), "config.json");
 }
 
 /// Goal: models that do not belong together are refused with how they differ.

@@ -273,6 +273,10 @@ fn unreachable(error: ureq::Error) -> Failure {
         error => format!("no answer: {error}"),
     };
     match error {
+        // A certificate that is not trusted will not be the next time.
+        ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Failure::lasting(reason)
+        }
         ureq::Error::BadUri(_)
         | ureq::Error::Http(_)
         | ureq::Error::InvalidProxyUrl
