@@ -149,16 +149,30 @@ pub enum Error {
         capacity: usize,
     },
 
-    /// Another error's message, passed on.
-    #[error("{0}")]
-    Message(String),
+    /// A server that writes for a search has failed it.
+    #[error("{url}: {reason}")]
+    Remote {
+        /// What was asked.
+        url: String,
+        /// What it answered, how often it was asked, and where it helps, what to do.
+        reason: String,
+    },
+
+    /// The system has no memory for what a model needs.
+    #[error("cannot have {bytes} bytes of memory: {source}; lower --kv-memory")]
+    OutOfMemory {
+        /// Bytes asked for at once.
+        bytes: usize,
+        /// The system's own words.
+        source: std::io::Error,
+    },
 
     /// A device has less memory than is needed.
     #[error(
         "{place} has no {bytes} bytes of memory left{}; lower --kv-memory or use smaller models",
         free.map(|free| format!(" ({free} are free)")).unwrap_or_default()
     )]
-    OutOfMemory {
+    DeviceMemory {
         /// Where: "the GPU".
         place: &'static str,
         /// Bytes that were asked for.

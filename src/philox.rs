@@ -18,12 +18,17 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// The draw as a number in `[0, 1)` with 24 random bits, so it is exact in f32.
-    pub fn uniform(self) -> f32 {
+    /// The draw as 32 random bits.
+    pub fn bits(self) -> u32 {
         let counter =
             [self.candidate, self.position, self.stream as u32, (self.stream >> 32) as u32];
         let key = [self.seed as u32, (self.seed >> 32) as u32];
-        (philox4x32(counter, key)[0] >> 8) as f32 * (1.0 / (1 << 24) as f32)
+        philox4x32(counter, key)[0]
+    }
+
+    /// The draw as a number in `[0, 1)` with 24 random bits, so it is exact in f32.
+    pub fn uniform(self) -> f32 {
+        (self.bits() >> 8) as f32 * (1.0 / (1 << 24) as f32)
     }
 }
 

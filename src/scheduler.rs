@@ -2,16 +2,19 @@
 //!
 //! A tick continues all candidates of all running searches up to the nearest end of a chunk;
 //! those that have reached it are scored together, selected from, and either done or forked
-//! again. New searches join between ticks. A search is admitted when all pages that it may ever
-//! need are free, so nothing is preempted or stuck halfway; the first one waiting is never
-//! overtaken. What a search answers does not depend on who else is running.
+//! again. New searches join between ticks, and cancelled ones leave. A search is admitted when
+//! all pages that it may ever need are free, so nothing is preempted or stuck halfway; the first
+//! one waiting is never overtaken. What a search answers does not depend on who else is running.
+//!
+//! A response that somebody else wrote can be scored too: a search with nothing to propose.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::guide::Guide;
-use crate::proposer::{Prompt, Proposer};
-use crate::search::{Outcome, Search, Settings};
+use crate::guide::{Guide, Score, Scoring};
+use crate::proposer::{Finish, Lifetime, Prompt, Proposer, Response};
+use crate::search::{Chunk, Outcome, Search, Settings};
 
 /// Runs searches on one proposer and one guide.
 pub struct Scheduler<P: Proposer, G: Guide> {
@@ -19,23 +22,36 @@ pub struct Scheduler<P: Proposer, G: Guide> {
     guide: G,
     /// Searches that run at the same time at most.
     in_flight: usize,
+    /// Tokens that a tick adds to a candidate at most.
+    stride: usize,
     waiting: VecDeque<Waiting<P, G>>,
     running: Vec<Running<P, G>>,
+    spent: Spent,
 }
 
 struct Waiting<P: Proposer, G: Guide> {
     id: usize,
-    settings: Settings,
-    stream: u64,
-    proposer: P::Prompt,
-    guide: G::Prompt,
     pages: Pages,
+    /// W·K; 1 for a given response.
+    candidates: usize,
+    guide: G::Prompt,
+    task: Submitted<P>,
+}
+
+enum Submitted<P: Proposer> {
+    Search { settings: Settings, stream: u64, proposer: P::Prompt },
+    Given(Response),
 }
 
 struct Running<P: Proposer, G: Guide> {
     id: usize,
-    search: Search<P::State, G::State>,
     pages: Pages,
+    task: Task<P, G>,
+}
+
+enum Task<P: Proposer, G: Guide> {
+    Search(Search<P::State, G::State>),
+    Given { guide: G::State, response: Response },
 }
 
 /// Pages in each pool of the proposer, then of the guide.
@@ -45,15 +61,64 @@ type Pages = Vec<usize>;
 pub struct Finished {
     /// The id it was submitted with.
     pub id: usize,
-    /// The answer, or why there is none.
+    /// The answer, or why there is none. A given response's outcome is itself, with its score.
     pub result: Result<Outcome>,
+}
+
+/// How far a running search has come.
+pub struct Progress<'a> {
+    /// The id it was submitted with.
+    pub id: usize,
+    /// Its steps so far.
+    pub chunks: &'a [Chunk],
+    /// The bytes that its answer will begin with.
+    pub agreed: &'a [u8],
+}
+
+/// One pool of cache pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolUse {
+    /// All pages.
+    pub capacity: usize,
+    /// Pages that running searches may come to hold.
+    pub reserved: usize,
+    /// Pages that nobody holds now.
+    pub free: usize,
+}
+
+/// Time spent in each part of a tick, since the scheduler was built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Running prompts.
+    pub prefill: Duration,
+    /// Continuing candidates.
+    pub expand: Duration,
+    /// Scoring them.
+    pub score: Duration,
+    /// Settling, selecting, forking and dropping them.
+    pub select: Duration,
 }
 
 impl<P: Proposer, G: Guide> Scheduler<P, G> {
     /// A scheduler that runs at most `in_flight` searches at once.
     pub fn new(proposer: P, guide: G, in_flight: usize) -> Self {
         assert!(in_flight > 0, "nothing could ever run");
-        Self { proposer, guide, in_flight, waiting: VecDeque::new(), running: Vec::new() }
+        Self {
+            proposer,
+            guide,
+            in_flight,
+            stride: usize::MAX,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            spent: Spent::default(),
+        }
+    }
+
+    /// The same with ticks that add at most `stride` tokens to a candidate, so that searches with
+    /// long chunks are joined, watched and cancelled in between. The answers are the same.
+    pub fn with_stride(self, stride: usize) -> Self {
+        assert!(stride > 0, "nothing would ever advance");
+        Self { stride, ..self }
     }
 
     /// The base model.
@@ -71,8 +136,48 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         self.waiting.len() + self.running.len()
     }
 
-    /// Queues a search; an error if it could never run.
-    pub fn submit(&mut self, id: usize, prompt: &Prompt, settings: Settings) -> Result<()> {
+    /// Searches submitted but not running yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The sum of W·K over the searches that wait.
+    pub fn waiting_candidates(&self) -> usize {
+        self.waiting.iter().map(|waiting| waiting.candidates).sum()
+    }
+
+    /// How far each running search has come. Given responses are not among them.
+    pub fn progress(&self) -> impl Iterator<Item = Progress<'_>> {
+        self.running.iter().filter_map(|running| match &running.task {
+            Task::Search(search) => {
+                let (chunks, agreed) = (search.trace(), search.agreed());
+                Some(Progress { id: running.id, chunks, agreed })
+            }
+            Task::Given { .. } => None,
+        })
+    }
+
+    /// The pools of the proposer, then of the guide.
+    pub fn pools(&self) -> Vec<PoolUse> {
+        let free = self.proposer.pages_free().into_iter().chain(self.guide.pages_free());
+        let reserved = self.reserved();
+        let pools = self.capacity().into_iter().zip(reserved).zip(free);
+        pools.map(|((capacity, reserved), free)| PoolUse { capacity, reserved, free }).collect()
+    }
+
+    /// Time spent so far.
+    pub fn spent(&self) -> Spent {
+        self.spent
+    }
+
+    /// Queues a search; an error if it could never run. Returns the prompt's length in the base
+    /// model's tokens, where that is known.
+    pub fn submit(
+        &mut self,
+        id: usize,
+        prompt: &Prompt,
+        settings: Settings,
+    ) -> Result<Option<usize>> {
         settings.validate()?;
         let life = settings.lifetime();
         let proposer = self.proposer.prepare(prompt, &life)?;
@@ -84,18 +189,60 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
                 return Err(Error::TooLargeForCache { needed, capacity });
             }
         }
-        let stream = stream(prompt);
-        self.waiting.push_back(Waiting { id, settings, stream, proposer, guide, pages });
+        let prompt_tokens = self.proposer.prompt_tokens(&proposer);
+        let task = Submitted::Search { settings, stream: stream(prompt), proposer };
+        let candidates = life.candidates;
+        self.waiting.push_back(Waiting { id, pages, candidates, guide, task });
+        Ok(prompt_tokens)
+    }
+
+    /// Queues the scoring of a response that is given as text; `ended` says whether the end of the
+    /// text is the end of the response. An error if the prompt cannot be run.
+    pub fn submit_given(
+        &mut self,
+        id: usize,
+        prompt: &Prompt,
+        text: String,
+        ended: bool,
+    ) -> Result<()> {
+        let life = Lifetime { response: 1, chunk: 1, beams: 1, candidates: 0 };
+        let guide = self.guide.prepare(prompt, &life)?;
+        // No token is shorter than a byte. Should even that not fit, the rest of the pool is
+        // enough for any response that the guide can read.
+        let life = Lifetime { response: text.len() + 1, ..life };
+        let needed = self.guide.pages_needed(&guide, &life);
+        let none = vec![0; self.proposer.page_capacity().len()];
+        let pages = none.into_iter().chain(needed).zip(self.capacity());
+        let pages = pages.map(|(needed, capacity)| needed.min(capacity)).collect();
+        let finish = Some(if ended { Finish::Eos } else { Finish::Length });
+        let response = Response { text: text.into_bytes(), finish, ..Response::default() };
+        let task = Submitted::Given(response);
+        self.waiting.push_back(Waiting { id, pages, candidates: 1, guide, task });
         Ok(())
     }
 
-    /// Runs everything up to the nearest end of a chunk; returns the searches that ended there.
+    /// Drops a search and frees its pages; false if there is none of this id.
+    pub fn cancel(&mut self, id: usize) -> bool {
+        let before = self.pending();
+        self.waiting.retain(|waiting| waiting.id != id);
+        self.running.retain(|running| running.id != id);
+        self.pending() < before
+    }
+
+    /// Runs everything up to the nearest end of a chunk (or the stride, if that is nearer);
+    /// returns the searches that ended there.
     ///
     /// An error here is the device's and concerns all running searches.
     pub fn tick(&mut self) -> Result<Vec<Finished>> {
+        let started = Instant::now();
         self.admit()?;
+        let admitted = Instant::now();
         self.extend()?;
-        self.score()
+        self.spent.prefill += admitted - started;
+        self.spent.expand += admitted.elapsed();
+        let mut finished = self.drop_failed();
+        finished.extend(self.score()?);
+        Ok(finished)
     }
 
     fn capacity(&self) -> Pages {
@@ -104,14 +251,24 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         pages
     }
 
-    /// Starts waiting searches, in order, as long as their pages are free.
-    fn admit(&mut self) -> Result<()> {
-        let mut free = self.capacity();
+    fn reserved(&self) -> Pages {
+        let mut reserved = vec![0; self.capacity().len()];
         for running in &self.running {
-            for (free, used) in free.iter_mut().zip(&running.pages) {
-                *free -= used;
+            for (reserved, pages) in reserved.iter_mut().zip(&running.pages) {
+                *reserved += pages;
             }
         }
+        reserved
+    }
+
+    /// Starts waiting searches, in order, as long as their pages are free.
+    fn admit(&mut self) -> Result<()> {
+        let mut free: Pages = self
+            .capacity()
+            .iter()
+            .zip(self.reserved())
+            .map(|(all, reserved)| all - reserved)
+            .collect();
         let mut admitted = Vec::new();
         while let Some(next) = self.waiting.front()
             && self.running.len() + admitted.len() < self.in_flight
@@ -125,58 +282,131 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         if admitted.is_empty() {
             return Ok(());
         }
-        let prompts: Vec<_> = admitted.iter().map(|waiting| &waiting.proposer).collect();
-        let proposer = self.proposer.open(&prompts)?;
+        let prompts: Vec<_> = admitted
+            .iter()
+            .filter_map(|waiting| match &waiting.task {
+                Submitted::Search { proposer, .. } => Some(proposer),
+                Submitted::Given(_) => None,
+            })
+            .collect();
+        let mut proposer = self.proposer.open(&prompts)?.into_iter();
         let prompts: Vec<_> = admitted.iter().map(|waiting| &waiting.guide).collect();
         let guide = self.guide.open(&prompts)?;
-        for ((waiting, proposer), guide) in admitted.into_iter().zip(proposer).zip(guide) {
-            let Waiting { id, settings, stream, pages, .. } = waiting;
-            let mut search = Search::new(settings, stream, proposer, guide);
-            search.expand();
-            self.running.push(Running { id, search, pages });
+        for (Waiting { id, pages, task, .. }, guide) in admitted.into_iter().zip(guide) {
+            let task = match task {
+                Submitted::Given(response) => Task::Given { guide, response },
+                Submitted::Search { settings, stream, .. } => {
+                    let proposer = proposer.next().expect("a state for each prompt");
+                    let mut search = Search::new(settings, stream, proposer, guide);
+                    search.expand();
+                    Task::Search(search)
+                }
+            };
+            self.running.push(Running { id, pages, task });
         }
         Ok(())
     }
 
     /// Continues all live candidates up to the nearest end of a chunk.
     fn extend(&mut self) -> Result<()> {
-        let Some(steps) = self.running.iter().map(|r| r.search.remaining()).min() else {
+        let searches = || self.running.iter().filter_map(Running::search);
+        let Some(steps) = searches().map(Search::remaining).min() else {
             return Ok(());
         };
-        let mut drafts: Vec<_> =
-            self.running.iter_mut().flat_map(|running| running.search.drafts(steps)).collect();
+        let (steps, whole) = (steps.min(self.stride), self.proposer.whole_chunks());
+        let mut drafts: Vec<_> = self
+            .running
+            .iter_mut()
+            .filter_map(Running::search_mut)
+            .flat_map(|search| search.drafts(if whole { search.remaining() } else { steps }))
+            .collect();
         self.proposer.extend(&mut drafts)
+    }
+
+    /// Drops the searches that the proposer could not continue.
+    fn drop_failed(&mut self) -> Vec<Finished> {
+        let mut finished = Vec::new();
+        self.running.retain_mut(|running| {
+            let failure = running.search_mut().and_then(Search::failure);
+            let failed = failure.map(|error| Finished { id: running.id, result: Err(error) });
+            finished.extend(failed);
+            finished.last().is_none_or(|done| done.id != running.id)
+        });
+        finished
     }
 
     /// Scores the candidates of all searches at the end of a chunk and selects from them.
     fn score(&mut self) -> Result<Vec<Finished>> {
-        let mut settled: Vec<_> =
-            self.running.iter_mut().filter(|r| r.search.remaining() == 0).collect();
+        let started = Instant::now();
+        let mut settled: Vec<_> = self.running.iter_mut().filter(|r| r.is_settled()).collect();
         let mut items = Vec::new();
         let mut counts = Vec::new();
         for running in &mut settled {
-            running.search.settle();
             let before = items.len();
-            items.extend(running.search.scorings());
+            match &mut running.task {
+                Task::Search(search) => {
+                    search.settle();
+                    items.extend(search.scorings());
+                }
+                Task::Given { guide, response } => items.push(Scoring { state: guide, response }),
+            }
             counts.push(items.len() - before);
         }
+        let scoring = Instant::now();
         let mut scores = self.guide.score(&mut items)?.into_iter();
+        let scored = Instant::now();
         drop(items);
         let mut finished = Vec::new();
         for (running, count) in settled.into_iter().zip(counts) {
-            let selected = running.search.select(scores.by_ref().take(count).collect::<Vec<_>>());
-            let result = match (selected, running.search.outcome()) {
-                (Err(error), _) => Err(error),
-                (Ok(()), Some(outcome)) => Ok(outcome),
-                (Ok(()), None) => {
-                    running.search.expand();
-                    continue;
-                }
-            };
-            finished.push(Finished { id: running.id, result });
+            let id = running.id;
+            let scores = scores.by_ref().take(count).collect();
+            finished.extend(running.select(scores).map(|result| Finished { id, result }));
         }
         self.running.retain(|running| finished.iter().all(|done| done.id != running.id));
+        self.spent.score += scored - scoring;
+        self.spent.select += (scoring - started) + scored.elapsed();
         Ok(finished)
+    }
+}
+
+impl<P: Proposer, G: Guide> Running<P, G> {
+    fn search(&self) -> Option<&Search<P::State, G::State>> {
+        match &self.task {
+            Task::Search(search) => Some(search),
+            Task::Given { .. } => None,
+        }
+    }
+
+    fn search_mut(&mut self) -> Option<&mut Search<P::State, G::State>> {
+        match &mut self.task {
+            Task::Search(search) => Some(search),
+            Task::Given { .. } => None,
+        }
+    }
+
+    /// Whether the guide must look at it now.
+    fn is_settled(&self) -> bool {
+        self.search().is_none_or(|search| search.remaining() == 0)
+    }
+
+    /// Goes on with the best candidates, given their scores; a result if that was the end.
+    fn select(&mut self, mut scores: Vec<Result<Score>>) -> Option<Result<Outcome>> {
+        match &mut self.task {
+            Task::Search(search) => match (search.select(scores), search.outcome()) {
+                (Err(error), _) => Some(Err(error)),
+                (Ok(()), Some(outcome)) => Some(Ok(outcome)),
+                (Ok(()), None) => {
+                    search.expand();
+                    None
+                }
+            },
+            Task::Given { response, .. } => Some(scores.remove(0).map(|score| Outcome {
+                finish: response.finish.unwrap_or(Finish::Length),
+                response: std::mem::take(response),
+                score,
+                trace: Vec::new(),
+            })),
+        }
     }
 }
 

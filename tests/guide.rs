@@ -36,6 +36,7 @@ fn weighted<B: Backend>(
         )),
         weight,
         eos: tokenizer.eos(),
+        longest_token: tokenizer.longest_token(),
         format: PromptFormat {
             tokenizer,
             template: Template::default(),
@@ -52,10 +53,10 @@ fn guide<B: Backend>(
     untuned: &str,
     tokens: GuideTokens,
 ) -> PairGuide<B> {
-    PairGuide::new(vec![weighted(backend, tuned, untuned, 1.0, tokens)], false)
+    PairGuide::new(vec![weighted(backend, tuned, untuned, 1.0, tokens)], None)
 }
 
-const LIFE: Lifetime = Lifetime { response: 1, chunk: 1, beams: 1, candidates: 1 };
+const LIFE: Lifetime = Lifetime { response: 60, chunk: 60, beams: 1, candidates: 1 };
 
 /// Scores the responses one after the other in one state, as chunks of a search are.
 fn scores<B: Backend>(
@@ -210,9 +211,11 @@ fn the_end_counts_only_when_there_is_one() {
     assert_eq!(c, o);
     assert_eq!(e.tokens, c.tokens + 1);
     let pair = weighted(&cpu, "gpt2_tuned", "gpt2", 1.0, GuideTokens::Text);
-    let mut compat = PairGuide::new(vec![pair], true);
-    assert_eq!(score(&mut compat, &cut), e);
-    assert_eq!(score(&mut compat, &open), o);
+    let base = pair.format.tokenizer.clone();
+    let tokens = base.encode(" a storm.", Bos::Never).unwrap();
+    let mut compat = PairGuide::new(vec![pair], Some(base));
+    assert_eq!(score(&mut compat, &Response { tokens: tokens.clone(), ..cut }), e);
+    assert_eq!(score(&mut compat, &Response { tokens, ..open }), o);
 }
 
 /// Goal: the gains of several pairs add up with their weights, tokenizers notwithstanding.
@@ -229,7 +232,7 @@ fn gains_of_weighted_pairs_add_up() {
         weighted(&cpu, "gpt2_tuned", "gpt2", 0.5, GuideTokens::Text),
         weighted(&cpu, "llama_tuned", "llama", -2.0, GuideTokens::Text),
     ];
-    let mut both = PairGuide::new(pairs, false);
+    let mut both = PairGuide::new(pairs, None);
     let sum = scores(&mut both, "The film", std::slice::from_ref(&response))[0];
     assert!((sum.gain - (0.5 * a.gain - 2.0 * b.gain)).abs() < 1e-9);
     assert!((sum.logp_tuned - (0.5 * a.logp_tuned - 2.0 * b.logp_tuned)).abs() < 1e-9);

@@ -4,7 +4,7 @@
 mod toy;
 
 use proptest::prelude::*;
-use toy::{Judge, Pick, Script, settings};
+use toy::{Judge, Pick, Script, settings, stream};
 use trimtab::philox::Draw;
 use trimtab::proposer::{Finish, Prompt, StopStrings};
 use trimtab::scheduler::{Finished, Scheduler};
@@ -27,14 +27,6 @@ fn run(script: Script, judge: Judge, text: &str, settings: Settings) -> Outcome 
     let mut scheduler = Scheduler::new(script, judge, 1);
     scheduler.submit(0, &prompt(text), settings).unwrap();
     run_all(scheduler).remove(0).result.unwrap()
-}
-
-/// The prompt's stream, as the first candidate's first draw reveals it nowhere: recomputed here.
-fn stream(text: &str) -> u64 {
-    let bytes = (text.len() as u64).to_le_bytes();
-    bytes.iter().chain(text.as_bytes()).fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// Algorithm 1 of the paper on plain lists, with finished hypotheses and equal ones kept once.
@@ -285,6 +277,7 @@ fn absurd_settings_are_refused() {
         (Settings { chunk_len: Some(0), ..good() }, "--chunk-len"),
         (Settings { max_new_tokens: 0, ..good() }, "--max-new-tokens"),
         (Settings { beam_width: usize::MAX, successors: 3, ..good() }, "--beam-width"),
+        (Settings { max_new_tokens: usize::MAX, ..good() }, "--max-new-tokens"),
     ];
     let mut with = |change: fn(&mut Settings), flag| {
         let mut settings = good();
@@ -293,6 +286,7 @@ fn absurd_settings_are_refused() {
     };
     with(|s| s.sampling.temperature = f32::NAN, "--temperature");
     with(|s| s.sampling.temperature = -1.0, "--temperature");
+    with(|s| (s.sampling.temperature, s.compat) = (0.0, true), "--temperature");
     with(|s| s.sampling.top_p = 0.0, "--top-p");
     with(|s| s.sampling.top_p = 1.5, "--top-p");
     for (settings, flag) in cases {

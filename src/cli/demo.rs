@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Done;
+use super::base::Base;
 use super::input;
 use super::judge::Judge;
 use super::models::{self, BosFlag, DeviceArgs, GuideArgs, GuideTokensFlag, Plan};
@@ -13,7 +14,7 @@ use super::tree::{self, Paint};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::guide::PairGuide;
-use crate::proposer::{LocalProposer, Sampling};
+use crate::proposer::{BaseProposer, Sampling};
 use crate::scheduler::Scheduler;
 use crate::search::{Outcome, Settings};
 use crate::text::{Prompt, StopStrings, Template};
@@ -94,7 +95,7 @@ fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         bos: BosFlag::Auto,
     };
     let plan = Plan {
-        base: folder.join("base"),
+        base: Base::Folder(folder.join("base")),
         base_template: Template::default(),
         guide_tokens: GuideTokensFlag::Auto,
         compat: false,
@@ -116,7 +117,7 @@ fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
 
 /// Runs jobs and returns their outcomes in order.
 fn run_all<B: Backend>(
-    scheduler: &mut Scheduler<LocalProposer<B>, PairGuide<B>>,
+    scheduler: &mut Scheduler<BaseProposer<B>, PairGuide<B>>,
     jobs: &[(&Prompt, Settings)],
 ) -> Result<Vec<Outcome>> {
     for (id, (prompt, settings)) in jobs.iter().enumerate() {
@@ -139,7 +140,7 @@ fn text(prompt: &Prompt) -> &str {
 }
 
 fn side_by_side<B: Backend>(
-    scheduler: &mut Scheduler<LocalProposer<B>, PairGuide<B>>,
+    scheduler: &mut Scheduler<BaseProposer<B>, PairGuide<B>>,
     prompts: &[Prompt],
     judge: &Judge,
 ) -> Result<()> {
@@ -202,7 +203,7 @@ fn side_by_side<B: Backend>(
 
 /// Means over all openings and seeds, with standard errors over openings.
 fn full<B: Backend>(
-    scheduler: &mut Scheduler<LocalProposer<B>, PairGuide<B>>,
+    scheduler: &mut Scheduler<BaseProposer<B>, PairGuide<B>>,
     prompts: &[Prompt],
     judge: &Judge,
     seeds: u64,

@@ -3,6 +3,7 @@
 //! stdout carries results only; progress and messages go to stderr. Bad input ends with a
 //! sentence on stderr and exit code 2.
 
+mod base;
 mod demo;
 mod input;
 mod inspect;
@@ -12,6 +13,7 @@ mod output;
 mod progress;
 mod score;
 mod search;
+mod settings;
 mod tree;
 
 use std::process::ExitCode;

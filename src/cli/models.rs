@@ -6,19 +6,22 @@ use std::sync::{Arc, Mutex};
 
 use clap::ValueEnum;
 
+use super::base::{Base, DescribedBase};
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::engine::{Config, Engine, Limits, Model, Pair};
 use crate::error::{Error, Result};
-use crate::guide::{GuideTokens, PairGuide, WeightedPair};
+use crate::guide::{GuideTokens, PairGuide, WeightedPair, reserved};
 use crate::kv_cache::{Lifetime, PAGE_LEN};
-use crate::proposer::{Guidance, LocalProposer};
+use crate::proposer::{BaseProposer, Guidance, LocalProposer, RemoteProposer};
 use crate::text::{Bos, PromptFormat, Template, Tokenizer};
 
 /// Rows that run together.
 const ROWS: usize = 512;
 /// Rows whose logits exist at the same time.
 const LOGIT_ROWS: usize = 256;
+/// More threads than any machine has cores.
+const MAX_THREADS: usize = 4096;
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -76,8 +79,9 @@ pub struct DeviceArgs {
 impl DeviceArgs {
     /// The processor: the only device so far.
     pub fn cpu(&self) -> Result<Arc<CpuBackend>> {
-        if self.threads == Some(0) {
-            return Err(Error::flag("--threads", "must be at least 1"));
+        if self.threads.is_some_and(|threads| !(1..=MAX_THREADS).contains(&threads)) {
+            let reason = format!("must be at least 1 and at most {MAX_THREADS}");
+            return Err(Error::flag("--threads", reason));
         }
         let (Device::Auto | Device::Cpu) = self.device;
         Ok(Arc::new(CpuBackend::new(self.threads)?))
@@ -265,7 +269,7 @@ fn require_same_vocabulary(a: &Described, b: &Described, advice: &str) -> Result
 
 /// What a search needs besides the guide's own flags.
 pub struct Plan {
-    pub base: PathBuf,
+    pub base: Base,
     pub base_template: Template,
     pub guide_tokens: GuideTokensFlag,
     pub compat: bool,
@@ -278,7 +282,7 @@ pub struct Plan {
 
 /// A base model and its guide, ready.
 pub struct Ready<B: Backend> {
-    pub proposer: LocalProposer<B>,
+    pub proposer: BaseProposer<B>,
     pub guide: PairGuide<B>,
 }
 
@@ -289,47 +293,57 @@ pub fn load<B: Backend>(
     guide: &GuideArgs,
     kv_memory: Option<Bytes>,
 ) -> Result<Ready<B>> {
-    let base = Described::open(&plan.base)?;
+    let bos = if plan.compat { Bos::Never } else { guide.bos() };
+    let (chat, guide_template) = (guide.chat, guide.template()?);
+    let base = DescribedBase::open(plan, chat, bos)?;
     let mut pairs =
         guide.pairs().iter().map(DescribedPair::open).collect::<Result<Vec<DescribedPair>>>()?;
     for pair in &mut pairs {
-        pair.tokens = guide_tokens(&base, pair, plan)?;
-        if plan.guidance.is_some() {
+        pair.tokens = guide_tokens(base.folder(), pair, plan)?;
+        if let (Some(base), Some(_)) = (base.folder(), plan.guidance) {
             let advice = "--method eft adds logits entry by entry and needs the same vocabulary";
-            require_same_vocabulary(&base, &pair.tuned, advice)?;
+            require_same_vocabulary(base, &pair.tuned, advice)?;
         }
     }
     let copies = if plan.guidance.is_some() { 2 } else { 1 };
-    let page_bytes =
-        base.page_bytes() + copies * pairs.iter().map(DescribedPair::page_bytes).sum::<usize>();
-    let contexts = pairs.iter().flat_map(|pair| [&pair.tuned, &pair.untuned]).chain([&base]);
+    let page_bytes = base.folder().map_or(0, Described::page_bytes)
+        + copies * pairs.iter().map(DescribedPair::page_bytes).sum::<usize>();
+    let contexts = pairs.iter().flat_map(|pair| [&pair.tuned, &pair.untuned]).chain(base.folder());
     let context = contexts.map(|model| model.config.context).max().unwrap_or(0);
     let pages = pages(page_bytes, context, plan, kv_memory)?;
     let limits = Limits { pages, rows: ROWS, logit_rows: LOGIT_ROWS };
 
-    let bos = if plan.compat { Bos::Never } else { guide.bos() };
-    let (chat, guide_template) = (guide.chat, guide.template()?);
-    let eos = base.eos();
-    let engine =
-        Engine::new(backend.clone(), Model::open(&**backend, &base.folder, None)?, limits)?;
+    let longest_token = base
+        .folder()
+        .map_or(RemoteProposer::TOKEN_BYTES, |described| described.tokenizer.longest_token());
+    let compat = base.folder().filter(|_| plan.compat).map(|base| base.tokenizer.clone());
     let weighted = pairs
         .into_iter()
-        .map(|pair| load_pair(backend, pair, limits, copies, &guide_template, chat, bos))
+        .map(|pair| {
+            let pair = load_pair(backend, pair, limits, copies, &guide_template, chat, bos)?;
+            Ok(WeightedPair { longest_token, ..pair })
+        })
         .collect::<Result<Vec<_>>>()?;
-    let guidance = plan.guidance.map_or_else(Vec::new, |strength| {
-        let shifted = weighted.iter().map(|pair| Guidance {
-            pair: pair.pair.clone(),
-            format: pair.format.clone(),
-            weight: strength * pair.weight as f32,
-        });
-        shifted.collect()
-    });
-    let template = plan.base_template.clone();
-    let format = PromptFormat { tokenizer: base.tokenizer, template, chat, bos };
-    Ok(Ready {
-        proposer: LocalProposer::new(engine, format, eos, guidance),
-        guide: PairGuide::new(weighted, plan.compat),
-    })
+    let proposer = match base {
+        DescribedBase::Server(proposer) => BaseProposer::Remote(proposer),
+        DescribedBase::Folder(base) => {
+            let model = Model::open(&**backend, &base.folder, None)?;
+            let engine = Engine::new(backend.clone(), model, limits)?;
+            let guidance = plan.guidance.map_or_else(Vec::new, |strength| {
+                let shifted = weighted.iter().map(|pair| Guidance {
+                    pair: pair.pair.clone(),
+                    format: pair.format.clone(),
+                    weight: strength * pair.weight as f32,
+                });
+                shifted.collect()
+            });
+            let eos = base.eos();
+            let template = plan.base_template.clone();
+            let format = PromptFormat { tokenizer: base.tokenizer, template, chat, bos };
+            BaseProposer::Local(Box::new(LocalProposer::new(engine, format, eos, guidance)))
+        }
+    };
+    Ok(Ready { proposer, guide: PairGuide::new(weighted, compat) })
 }
 
 /// Loads pairs alone, for scoring texts.
@@ -359,7 +373,7 @@ pub fn load_guide<B: Backend>(
         .into_iter()
         .map(|pair| load_pair(backend, pair, limits, 1, &template, guide.chat, guide.bos()))
         .collect::<Result<Vec<_>>>()?;
-    Ok((PairGuide::new(weighted, false), tokenizer))
+    Ok((PairGuide::new(weighted, None), tokenizer))
 }
 
 fn load_pair<B: Backend>(
@@ -377,11 +391,27 @@ fn load_pair<B: Backend>(
     let eos = tuned.tokenizer.eos().or(tuned.eos().first().copied());
     let pair = Pair::open(backend, &tuned.folder, &untuned.folder, limits, proposal_pages)?;
     let format = PromptFormat { tokenizer: tuned.tokenizer, template: template.clone(), chat, bos };
-    Ok(WeightedPair { pair: Arc::new(Mutex::new(pair)), weight, format, tokens, eos })
+    // The guide's own, where responses are given whole.
+    let longest_token = format.tokenizer.longest_token();
+    let pair = Arc::new(Mutex::new(pair));
+    Ok(WeightedPair { pair, weight, format, tokens, eos, longest_token })
 }
 
 /// How the base model's responses become this pair's tokens.
-fn guide_tokens(base: &Described, pair: &DescribedPair, plan: &Plan) -> Result<GuideTokens> {
+fn guide_tokens(
+    base: Option<&Described>,
+    pair: &DescribedPair,
+    plan: &Plan,
+) -> Result<GuideTokens> {
+    let Some(base) = base else {
+        return match plan.guide_tokens {
+            GuideTokensFlag::Ids => {
+                let reason = "must be text with --base-url: a server does not tell its tokens";
+                Err(Error::flag("--guide-tokens", reason))
+            }
+            GuideTokensFlag::Auto | GuideTokensFlag::Text => Ok(GuideTokens::Text),
+        };
+    };
     let same = base.tokenizer.same_vocabulary(&pair.tuned.tokenizer);
     match (plan.guide_tokens, same) {
         (GuideTokensFlag::Ids, _) if plan.compat => {
@@ -405,14 +435,11 @@ fn pages(
     plan: &Plan,
     kv_memory: Option<Bytes>,
 ) -> Result<usize> {
-    // Text that another tokenizer reads may need twice the pages.
-    let life = Lifetime {
-        response: (2 * plan.life.response).min(context),
-        chunk: plan.life.chunk.saturating_mul(2).min(context),
-        ..plan.life
-    };
-    let enough = plan.in_flight.saturating_mul(life.pages(context));
-    let affordable = budget(kv_memory) / page_bytes;
+    // Text that another tokenizer reads may need more pages.
+    let search = reserved(&plan.life, context).pages(context) + context.div_ceil(PAGE_LEN);
+    let enough = plan.in_flight.saturating_mul(search);
+    // Without a guide a base model elsewhere needs none.
+    let affordable = budget(kv_memory) / page_bytes.max(1);
     if affordable == 0 {
         let reason = format!("must be at least {page_bytes} bytes, one page of all models");
         return Err(Error::flag("--kv-memory", reason));

@@ -1,7 +1,7 @@
 //! `trimtab score`
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -19,7 +19,7 @@ use crate::kv_cache::Lifetime;
 use crate::proposer::{Finish, Response};
 use crate::text::{Bos, Prompt, Tokenizer};
 
-/// Lines scored together.
+/// Lines scored together at most.
 const BATCH: usize = 32;
 
 /// How prompt and response become tokens.
@@ -85,17 +85,23 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let mut progress = Progress::new(items.len(), 0);
     let mut stdout = std::io::stdout().lock();
     let mut done = Done::Well;
-    for batch in items.chunks(BATCH) {
-        for (item, result) in batch.iter().zip(score_batch(&mut guide, &tokenizer, tokens, batch)?)
-        {
+    for batch in items.chunks(BATCH.min(guide.whole_sequences()).max(1)) {
+        let results = score_batch(&mut guide, &tokenizer, tokens, batch)?;
+        for (item, result) in batch.iter().zip(results) {
             let line = match result {
                 Ok(Score { logp_tuned, logp_untuned, gain, tokens }) => {
                     progress.done(tokens);
                     json_line(&ScoreLine { logp_tuned, logp_untuned, gain, tokens })
                 }
-                Err(error) => {
+                Err(reason) => {
                     done = Done::WithFailures;
-                    let error = in_line(error, &path, item.line).to_string();
+                    // A line that is none names itself already.
+                    let error = match &item.content {
+                        Err(error) => error.to_string(),
+                        Ok(_) => {
+                            Error::Line { path: path.clone(), line: item.line, reason }.to_string()
+                        }
+                    };
                     progress.say(&format!("trimtab: {error}"));
                     json_line(&FailureLine { line: item.line, error })
                 }
@@ -108,33 +114,32 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     Ok(done)
 }
 
-/// An error of one line, with its number.
-fn in_line(error: Error, path: &Path, line: usize) -> Error {
-    match error {
-        Error::Message(message) => Error::Message(message),
-        error => Error::Line { path: path.to_owned(), line, reason: error.to_string() },
-    }
-}
-
-/// One result per line; lines whose prompts cannot be run are left out of the batch.
+/// One score per line, or why it has none; lines that cannot be run are left out of the batch.
 fn score_batch<B: Backend>(
     guide: &mut PairGuide<B>,
     tokenizer: &Tokenizer,
     tokens: GuideTokens,
     batch: &[Item<PairLine>],
-) -> Result<Vec<Result<Score>>> {
+) -> Result<Vec<Result<Score, String>>> {
+    let prepare = |pair: &PairLine| {
+        let response = response(tokenizer, tokens, pair)?;
+        let life = Lifetime {
+            response: match tokens {
+                GuideTokens::Ids => response.tokens.len().max(1),
+                // A byte may be a token.
+                GuideTokens::Text => response.text.len().max(1),
+            },
+            chunk: usize::MAX,
+            beams: 1,
+            candidates: 1,
+        };
+        Ok((guide.prepare(&pair.prompt, &life)?, response))
+    };
     let prepared: Vec<_> = batch
         .iter()
         .map(|item| {
-            let pair = item.content.as_ref().map_err(|e| Error::Message(e.to_string()))?;
-            let response = response(tokenizer, tokens, pair)?;
-            let life = Lifetime {
-                response: response.tokens.len().max(1),
-                chunk: usize::MAX,
-                beams: 1,
-                candidates: 1,
-            };
-            Ok((guide.prepare(&pair.prompt, &life)?, response))
+            let pair = item.content.as_ref().map_err(ToString::to_string)?;
+            prepare(pair).map_err(|error: Error| error.to_string())
         })
         .collect();
     let good: Vec<_> = prepared.iter().filter_map(|prepared| prepared.as_ref().ok()).collect();
@@ -149,11 +154,8 @@ fn score_batch<B: Backend>(
     Ok(prepared
         .iter()
         .map(|prepared| match prepared {
-            Ok(_) => scores.next().expect("a score for each response"),
-            Err(error) => Err(match error {
-                Error::Line { .. } | Error::Message(_) => Error::Message(error.to_string()),
-                error => Error::flag("this line", format!("cannot be scored: {error}")),
-            }),
+            Ok(_) => scores.next().expect("a score for each response").map_err(|e| e.to_string()),
+            Err(reason) => Err(reason.clone()),
         })
         .collect())
 }

@@ -4,8 +4,10 @@
 //! log π_tuned(y | x) − log π_untuned(y | x) of everything written so far. [`PairGuide`] computes
 //! it with one or several weighted pairs; tests script one of their own.
 
+mod cached;
 mod pair;
 
+pub use cached::reserved;
 pub use pair::{GuideTokens, PairGuide, PairPrompt, PairState, WeightedPair};
 
 use crate::error::Result;
@@ -52,6 +54,12 @@ pub trait Guide {
 
     /// All pages that there are, per pool.
     fn page_capacity(&self) -> Vec<usize>;
+
+    /// Pages that nobody owns, per pool. Unless overridden all of them, which is right for a guide
+    /// that holds none.
+    fn pages_free(&self) -> Vec<usize> {
+        self.page_capacity()
+    }
 
     /// Runs the prompts.
     fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>>;

@@ -7,18 +7,20 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::cached::{Cached, Plan, Share, reserved};
 use super::{Guide, Lifetime, Prompt, Score, Scoring};
 use crate::backend::Backend;
 use crate::engine::{Pair, Span};
 use crate::error::{Error, Result};
-use crate::kv_cache::Sequence;
+use crate::kv_cache::{PAGE_LEN, Sequence};
 use crate::proposer::{Finish, Response};
-use crate::text::{PromptFormat, complete_utf8};
+use crate::text::{Bos, PromptFormat, Tokenizer, complete_utf8};
 
 /// How a response becomes the guide's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuideTokens {
-    /// The base model's tokens as they are: both have the same vocabulary.
+    /// The base model's tokens as they are: both have the same vocabulary. A response that comes
+    /// without tokens is read as text.
     Ids,
     /// The response's text joined to the guide's prompt and tokenised by the guide.
     Text,
@@ -36,20 +38,38 @@ pub struct WeightedPair<B: Backend> {
     pub tokens: GuideTokens,
     /// The token that ends a text in [`GuideTokens::Text`].
     pub eos: Option<u32>,
+    /// Bytes that one token of a response adds to its text at most.
+    pub longest_token: usize,
 }
 
 impl<B: Backend> WeightedPair<B> {
     fn pair(&self) -> MutexGuard<'_, Pair<B>> {
         self.pair.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// What a search reserves for what its hypotheses keep cached.
+    fn reserved(&self, life: &Lifetime) -> Lifetime {
+        let context = self.pair().context();
+        match self.tokens {
+            GuideTokens::Ids => Lifetime { response: life.response.min(context), ..*life },
+            GuideTokens::Text => reserved(life, context),
+        }
+    }
+
+    /// Tokens of the longest text that a search may meet.
+    fn longest_text(&self, prompt: &Rendered, life: &Lifetime) -> usize {
+        let response = life.response.saturating_mul(self.longest_token);
+        let bytes = prompt.text.len().saturating_add(response);
+        let end = usize::from(self.eos.is_some());
+        (self.format.tokenizer.most_tokens(bytes) + end).min(self.pair().context())
+    }
 }
 
 /// Weighted pairs of small models; their gains add.
 pub struct PairGuide<B: Backend> {
     pairs: Vec<WeightedPair<B>>,
-    /// Score a response that was cut by a limit or a stop string as if it had ended, as the
-    /// paper's code does.
-    compat: bool,
+    /// The base model's tokenizer where responses are read as the paper's code reads them.
+    compat: Option<Arc<Tokenizer>>,
 }
 
 /// A prompt for each pair.
@@ -60,6 +80,7 @@ pub struct PairPrompt {
 struct Rendered {
     text: String,
     tokens: Arc<[u32]>,
+    share: Share,
 }
 
 /// What has been run of one hypothesis, for each pair.
@@ -68,47 +89,33 @@ pub struct PairState {
     pairs: Vec<Cached>,
 }
 
-#[derive(Clone)]
-struct Cached {
-    prompt_text: Arc<str>,
-    prompt: Arc<[u32]>,
-    /// All of `tokens` but the last.
-    sequence: Sequence,
-    /// The guide's tokens of prompt and response when last scored.
-    tokens: Vec<u32>,
-    /// `[tokens.len()]`: tuned and untuned log p of each token given those before it. Those of
-    /// the prompt, which nobody asks for, are 0.
-    logps: Vec<[f32; 2]>,
-}
-
-impl Cached {
-    /// log p of the tokens after the prompt, summed in order; the first token of all, which has
-    /// nothing before it, counts nothing.
-    fn score(&self, weight: f64) -> Score {
-        let first = common_prefix(&self.prompt, &self.tokens).max(1).min(self.tokens.len());
-        let sum = |side: usize| -> f64 {
-            self.logps[first..].iter().map(|logp| f64::from(logp[side])).sum::<f64>() * weight
-        };
-        let (logp_tuned, logp_untuned) = (sum(0), sum(1));
-        Score {
-            logp_tuned,
-            logp_untuned,
-            gain: logp_tuned - logp_untuned,
-            tokens: self.tokens.len() - first,
-        }
-    }
-}
-
 impl<B: Backend> PairGuide<B> {
-    /// A guide from pairs; see [`PairGuide`] for `compat`.
-    pub fn new(pairs: Vec<WeightedPair<B>>, compat: bool) -> Self {
+    /// A guide from pairs. With `compat`, the base model's tokenizer, it does as the paper's code:
+    /// a response's text is what that tokenizer's decoder makes of its tokens (also of broken
+    /// characters), without special tokens, and one that was cut by a limit or a stop string is
+    /// scored as if it had ended.
+    pub fn new(pairs: Vec<WeightedPair<B>>, compat: Option<Arc<Tokenizer>>) -> Self {
         Self { pairs, compat }
+    }
+
+    /// Sequences of full length that fit into the cache at the same time.
+    pub fn whole_sequences(&self) -> usize {
+        let fit = self.pairs.iter().map(|weighted| {
+            let pair = weighted.pair();
+            pair.pages.capacity() / pair.context().div_ceil(PAGE_LEN).max(1)
+        });
+        fit.min().unwrap_or(usize::MAX)
     }
 
     /// Tokens that the models have run, and tokens that were new to them: their quotient is the
     /// scorer-work ratio, ideally 1. (Tuned model of the first pair.)
     pub fn rows_run(&self) -> u64 {
         self.pairs.first().map_or(0, |pair| pair.pair().tuned.rows_run())
+    }
+
+    /// Whether every pair has a token that ends a text.
+    pub fn has_eos(&self) -> bool {
+        self.pairs.iter().all(|pair| pair.eos.is_some())
     }
 
     /// The guide's tokens of a prompt and a response.
@@ -120,24 +127,23 @@ impl<B: Backend> PairGuide<B> {
     ) -> Result<Vec<u32>> {
         let ended = match response.finish {
             Some(Finish::Eos) => true,
-            Some(Finish::Stop | Finish::Length) => self.compat,
+            Some(Finish::Stop | Finish::Length) => self.compat.is_some(),
             None => false,
         };
-        match pair.tokens {
-            GuideTokens::Ids => Ok(cached.prompt.iter().chain(&response.tokens).copied().collect()),
-            GuideTokens::Text => {
-                let text = match response.finish {
-                    // More bytes may still complete the last character.
-                    None => complete_utf8(&response.text).0,
-                    Some(_) => String::from_utf8_lossy(&response.text),
-                };
-                let mut tokens = pair.format.encode(&format!("{}{text}", cached.prompt_text))?;
-                if ended {
-                    tokens.extend(pair.eos);
-                }
-                Ok(tokens)
-            }
+        if pair.tokens == GuideTokens::Ids && !response.tokens.is_empty() {
+            return Ok(cached.prompt.iter().chain(&response.tokens).copied().collect());
         }
+        let text = match (&self.compat, response.finish) {
+            (Some(base), _) if response.stop.is_none() => reference_text(base, response)?.into(),
+            // More bytes may still complete the last character.
+            (_, None) => complete_utf8(&response.text).0,
+            (_, Some(_)) => String::from_utf8_lossy(&response.text),
+        };
+        let mut tokens = pair.format.encode(&format!("{}{text}", cached.prompt_text))?;
+        if ended {
+            tokens.extend(pair.eos);
+        }
+        Ok(tokens)
     }
 
     /// Scores all items with one pair.
@@ -172,72 +178,83 @@ impl<B: Backend> PairGuide<B> {
         }
         let mut copies = Vec::new();
         for (item, plan) in items.iter_mut().zip(&mut plans) {
-            let rows = plan.as_ref().map_or(0, |plan| plan.rows());
+            let rows = plan.as_ref().map_or(0, |plan| if plan.stays { plan.rows() } else { 0 });
             match item.state.pairs[index].sequence.append(rows) {
                 Ok(copy) => copies.extend(copy),
                 Err(error) => *plan = Err(error),
             }
         }
         pair.copy_pages(&copies)?;
-
-        let running: Vec<_> = items
+        let staying: Vec<_> = items
             .iter()
             .zip(&plans)
             .filter_map(|(item, plan)| Some((&item.state.pairs[index], plan.as_ref().ok()?)))
-            .filter(|(_, plan)| plan.rows() > 0)
+            .filter(|(_, plan)| plan.stays)
+            .map(|(cached, plan)| (plan, &cached.sequence))
             .collect();
-        let spans: Vec<Span<'_>> = running
-            .iter()
-            .map(|(cached, plan)| Span {
-                tokens: &plan.tokens[plan.start..plan.tokens.len() - 1],
-                start: plan.start,
-                sequence: &cached.sequence,
-            })
-            .collect();
-        let targets: Vec<u32> =
-            running.iter().flat_map(|(_, plan)| &plan.tokens[plan.start + 1..]).copied().collect();
-        let [tuned, untuned] = pair.logprobs(&spans, &targets)?;
-        let mut logps = tuned.into_iter().zip(untuned).map(|(tuned, untuned)| [tuned, untuned]);
+        let mut logps = run(&mut pair, &staying)?.into_iter();
 
-        Ok(items
-            .iter_mut()
-            .zip(plans)
-            .map(|(item, plan)| {
-                let plan = plan?;
-                let cached = &mut item.state.pairs[index];
-                cached.logps.resize(plan.tokens.len() - plan.rows(), [0.0; 2]);
-                cached.logps.extend(logps.by_ref().take(plan.rows()));
-                cached.tokens = plan.tokens;
-                let score = cached.score(weighted.weight);
-                if score.gain.is_finite() {
-                    Ok(score)
-                } else {
-                    Err(Error::NotFinite { what: "the gain of a candidate".into() })
+        let mut scores = Vec::with_capacity(items.len());
+        for (item, plan) in items.iter_mut().zip(plans) {
+            let cached = &mut item.state.pairs[index];
+            scores.push(match plan {
+                Err(error) => Err(error),
+                Ok(plan) if plan.stays => {
+                    cached.update(plan, logps.by_ref());
+                    finite(cached.score(weighted.weight))
                 }
-            })
-            .collect())
+                Ok(plan) => match run_and_forget(&mut pair, &plan, &cached.sequence) {
+                    Err(error @ Error::OutOfPages { .. }) => Err(error),
+                    Err(error) => return Err(error),
+                    Ok(logps) => {
+                        cached.update(plan, logps.into_iter());
+                        finite(cached.score(weighted.weight))
+                    }
+                },
+            });
+        }
+        Ok(scores)
     }
 }
 
-/// The tokens an item has now, and from where on they must be run.
-struct Plan {
-    tokens: Vec<u32>,
-    /// The first token to feed: the last one that old and new tokens have in common.
-    start: usize,
+/// Tuned and untuned log-probabilities of each plan's targets, one after the other.
+fn run<B: Backend>(pair: &mut Pair<B>, work: &[(&Plan, &Sequence)]) -> Result<Vec<[f32; 2]>> {
+    let work = || work.iter().filter(|(plan, _)| plan.rows() > 0);
+    let spans: Vec<Span<'_>> = work()
+        .map(|&(plan, sequence)| Span { tokens: plan.fed(), start: plan.start, sequence })
+        .collect();
+    let targets: Vec<u32> = work().flat_map(|(plan, _)| plan.targets()).copied().collect();
+    let [tuned, untuned] = pair.logprobs(&spans, &targets)?;
+    Ok(tuned.into_iter().zip(untuned).map(|(tuned, untuned)| [tuned, untuned]).collect())
 }
 
-impl Plan {
-    /// Rolls `cached` back to what it has in common with `tokens`.
-    fn new(cached: &mut Cached, tokens: Vec<u32>) -> Self {
-        let common = common_prefix(&cached.tokens, &tokens);
-        let start = common.saturating_sub(1);
-        cached.sequence.truncate(start.min(cached.sequence.len()));
-        Self { tokens, start }
-    }
+/// The same of one plan that is more than its hypothesis may keep: its pages are given back.
+fn run_and_forget<B: Backend>(
+    pair: &mut Pair<B>,
+    plan: &Plan,
+    cached: &Sequence,
+) -> Result<Vec<[f32; 2]>> {
+    let mut sequence = cached.clone();
+    let copies: Vec<_> = sequence.append(plan.rows())?.into_iter().collect();
+    pair.copy_pages(&copies)?;
+    run(pair, &[(plan, &sequence)])
+}
 
-    /// Tokens to feed; the last one waits for the next chunk.
-    fn rows(&self) -> usize {
-        self.tokens.len().saturating_sub(1).saturating_sub(self.start)
+/// What the paper's code reads in place of a response: tokens decoded behind a prompt, its text
+/// cut off, and special tokens taken out by tokenising the rest again.
+fn reference_text(base: &Tokenizer, response: &Response) -> Result<String> {
+    // Any prompt does that is plain text: it only keeps a space in front from being taken away.
+    let prompt = base.encode("a", Bos::Never)?;
+    let start = base.decode(&prompt, false)?.len();
+    let whole = base.decode(&[&prompt[..], &response.tokens].concat(), false)?;
+    base.decode(&base.encode(&whole[start..], Bos::Auto)?, true)
+}
+
+fn finite(score: Score) -> Result<Score> {
+    if score.gain.is_finite() {
+        Ok(score)
+    } else {
+        Err(Error::NotFinite { what: "the gain of a candidate".into() })
     }
 }
 
@@ -271,7 +288,8 @@ impl<B: Backend> Guide for PairGuide<B> {
                         new_tokens,
                     });
                 }
-                Ok(Rendered { text, tokens: tokens.into() })
+                let share = Share::new(&weighted.reserved(life), tokens.len());
+                Ok(Rendered { text, tokens: tokens.into(), share })
             })
             .collect::<Result<_>>()?;
         Ok(PairPrompt { pairs })
@@ -282,18 +300,12 @@ impl<B: Backend> Guide for PairGuide<B> {
             .iter()
             .zip(&prompt.pairs)
             .map(|(pair, prompt)| {
-                let context = pair.pair().context();
-                let life = match pair.tokens {
-                    GuideTokens::Ids => *life,
-                    // Another tokenizer may need more tokens for the same text. Twice as many
-                    // are reserved; a search that needs still more fails by itself.
-                    GuideTokens::Text => Lifetime {
-                        response: (2 * life.response).min(context),
-                        chunk: life.chunk.saturating_mul(2).min(context),
-                        ..*life
-                    },
+                // One text of any length is run at a time beside what stays cached.
+                let longest = match pair.tokens {
+                    GuideTokens::Ids => 0,
+                    GuideTokens::Text => pair.longest_text(prompt, life).div_ceil(PAGE_LEN),
                 };
-                life.pages(prompt.tokens.len())
+                pair.reserved(life).pages(prompt.tokens.len()).saturating_add(longest)
             })
             .collect()
     }
@@ -302,19 +314,24 @@ impl<B: Backend> Guide for PairGuide<B> {
         self.pairs.iter().map(|weighted| weighted.pair().pages.capacity()).collect()
     }
 
+    fn pages_free(&self) -> Vec<usize> {
+        self.pairs.iter().map(|weighted| weighted.pair().pages.free()).collect()
+    }
+
     fn open(&mut self, prompts: &[&PairPrompt]) -> Result<Vec<PairState>> {
         let mut states: Vec<PairState> =
             prompts.iter().map(|_| PairState { pairs: Vec::new() }).collect();
         for (index, weighted) in self.pairs.iter().enumerate() {
             let mut pair = weighted.pair();
             for (state, prompt) in states.iter_mut().zip(prompts) {
-                let Rendered { text, tokens } = &prompt.pairs[index];
+                let Rendered { text, tokens, share } = &prompt.pairs[index];
                 let mut sequence = pair.pages.sequence();
                 sequence.append(tokens.len().saturating_sub(1))?;
                 state.pairs.push(Cached {
                     prompt_text: text.as_str().into(),
                     prompt: tokens.clone(),
                     sequence,
+                    share: *share,
                     tokens: tokens.to_vec(),
                     logps: vec![[0.0; 2]; tokens.len()],
                 });
@@ -355,10 +372,6 @@ fn add(total: Score, score: Score, index: usize) -> Score {
         gain: total.gain + score.gain,
         tokens: if index == 0 { score.tokens } else { total.tokens },
     }
-}
-
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 fn check_vocabulary(tokens: &[u32], vocab: usize) -> Result<()> {

@@ -213,6 +213,15 @@ impl<B: Backend> Proposer for LocalProposer<B> {
         std::iter::once(self.pages.capacity()).chain(pairs).collect()
     }
 
+    fn pages_free(&self) -> Vec<usize> {
+        let pairs = self.guidance.iter().map(|g| g.pair().proposal_pages.free());
+        std::iter::once(self.pages.free()).chain(pairs).collect()
+    }
+
+    fn prompt_tokens(&self, prompt: &LocalPrompt) -> Option<usize> {
+        prompt.tokens.first().map(Vec::len)
+    }
+
     fn open(&mut self, prompts: &[&LocalPrompt]) -> Result<Vec<LocalState>> {
         let mut states: Vec<LocalState> =
             prompts.iter().map(|_| LocalState { sequences: vec![], pending: vec![] }).collect();

@@ -1,13 +1,18 @@
 //! Floor 4: who writes candidates.
 //!
 //! [`Proposer`] is what search sees of the base model. [`LocalProposer`] runs it here, alone or
-//! with its logits shifted by a pair (emulated fine-tuning); tests script one of their own.
+//! with its logits shifted by a pair (emulated fine-tuning); [`RemoteProposer`] asks a server for
+//! completions; [`BaseProposer`] is either. Tests script one of their own.
 
+mod base;
 mod local;
+mod remote;
 
+pub use base::{BasePrompt, BaseProposer, BaseState};
 pub use local::{Guidance, LocalPrompt, LocalProposer, LocalState};
+pub use remote::{ApiKey, Endpoint, RemoteFormat, RemotePrompt, RemoteProposer, RemoteState};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 pub use crate::kv_cache::Lifetime;
 use crate::philox::Draw;
 pub use crate::text::{Prompt, StopStrings};
@@ -44,10 +49,14 @@ impl Finish {
     }
 }
 
+/// Stands for a token whose id a proposer does not know.
+pub const UNTOLD: u32 = u32::MAX;
+
 /// What has been written after the prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Response {
-    /// The base model's tokens, an end-of-sequence token included.
+    /// The base model's tokens, an end-of-sequence token included; [`UNTOLD`] where only their
+    /// text is known.
     pub tokens: Vec<u32>,
     /// Their bytes; the last character may be incomplete. Ends with the stop string, if one
     /// appeared.
@@ -61,8 +70,18 @@ pub struct Response {
 impl Response {
     /// Adds a token and its bytes, and ends the response where a stop string appears.
     pub fn push(&mut self, token: u32, bytes: &[u8], stop: &StopStrings) {
-        let searched = self.text.len();
         self.tokens.push(token);
+        self.push_text(bytes, stop);
+    }
+
+    /// Adds the text of so many tokens that are not known, and ends the response likewise.
+    pub fn push_untold(&mut self, tokens: usize, text: &str, stop: &StopStrings) {
+        self.tokens.resize(self.tokens.len() + tokens, UNTOLD);
+        self.push_text(text.as_bytes(), stop);
+    }
+
+    fn push_text(&mut self, bytes: &[u8], stop: &StopStrings) {
+        let searched = self.text.len();
         self.text.extend_from_slice(bytes);
         if let Some(found) = stop.find(&self.text, searched) {
             self.stop = Some(found.start);
@@ -75,6 +94,17 @@ impl Response {
     pub fn push_eos(&mut self, token: u32) {
         self.tokens.push(token);
         self.finish = Some(Finish::Eos);
+    }
+
+    /// The bytes that the answer keeps however the response goes on: without a stop string, and
+    /// without what may yet become one.
+    pub fn settled(&self, stop: &StopStrings) -> &[u8] {
+        let end = match (self.stop, self.finish) {
+            (Some(start), _) => start,
+            (None, Some(_)) => self.text.len(),
+            (None, None) => self.text.len() - stop.begun(&self.text),
+        };
+        &self.text[..end]
     }
 
     /// The text for people: without the stop string, broken characters replaced.
@@ -98,6 +128,23 @@ pub struct Draft<'a, S> {
     pub stop: &'a StopStrings,
     /// The random numbers: seed, search and candidate; positions are the response's own.
     pub draw: Draw,
+    /// Set by a proposer that cannot continue this draft: its search fails, no other does.
+    pub failure: &'a mut Option<Error>,
+}
+
+impl<S> Draft<'_, S> {
+    /// The same draft for a proposer whose state is inside this one's.
+    pub fn inside<'b, T>(&'b mut self, state: impl FnOnce(&'b mut S) -> &'b mut T) -> Draft<'b, T> {
+        Draft {
+            state: state(self.state),
+            response: self.response,
+            steps: self.steps,
+            sampling: self.sampling,
+            stop: self.stop,
+            draw: self.draw,
+            failure: self.failure,
+        }
+    }
 }
 
 /// The base model, as search sees it: it forks (clones) states and extends them by a chunk.
@@ -118,6 +165,23 @@ pub trait Proposer {
 
     /// All pages that there are, per pool.
     fn page_capacity(&self) -> Vec<usize>;
+
+    /// Pages that nobody owns, per pool. Unless overridden all of them, which is right for a
+    /// proposer that holds none.
+    fn pages_free(&self) -> Vec<usize> {
+        self.page_capacity()
+    }
+
+    /// The prompt's length in the base model's tokens, where that is known.
+    fn prompt_tokens(&self, _prompt: &Self::Prompt) -> Option<usize> {
+        None
+    }
+
+    /// Whether a chunk is cheaper, or comes out otherwise, when it is asked for in parts; then it
+    /// is asked for as a whole, however far other searches have come.
+    fn whole_chunks(&self) -> bool {
+        false
+    }
 
     /// Runs the prompts.
     fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>>;

@@ -18,13 +18,15 @@
 //! equal tokens are kept once; ties keep candidate order; a candidate cut by the token limit is
 //! not scored as if it had ended. [`Settings::compat`] restores theirs.
 
+mod method;
 mod settings;
 mod trace;
 
+pub use method::{ChunkLen, Method, Shape, Shaped};
 pub use settings::Settings;
 pub use trace::{Chunk, TracedCandidate};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::guide::{Score, Scoring};
 use crate::philox::Draw;
 use crate::proposer::{Draft, Finish, Response};
@@ -50,6 +52,8 @@ struct Candidate<P, G> {
     inherited_text: usize,
     /// An earlier candidate with the same tokens.
     duplicate_of: Option<usize>,
+    /// Why it could not be continued.
+    failure: Option<Error>,
     hypothesis: Hypothesis<P, G>,
 }
 
@@ -109,6 +113,27 @@ impl<P: Clone, G: Clone> Search<P, G> {
         &self.settings
     }
 
+    /// The steps so far.
+    pub fn trace(&self) -> &[Chunk] {
+        &self.trace
+    }
+
+    /// The bytes that every hypothesis still in play begins with: so will the answer.
+    pub fn agreed(&self) -> &[u8] {
+        let candidates = self.candidates.iter().map(|candidate| &candidate.hypothesis);
+        // Between steps the beams, within one their forks.
+        let mut texts = self
+            .beams
+            .iter()
+            .chain(candidates)
+            .map(|hypothesis| hypothesis.response.settled(&self.settings.stop));
+        let first = texts.next().unwrap_or_default();
+        texts.fold(first, |agreed, text| {
+            let common = agreed.iter().zip(text).take_while(|(a, b)| a == b).count();
+            &agreed[..common]
+        })
+    }
+
     /// Forks the beams into this step's candidates.
     pub fn expand(&mut self) {
         assert!(self.candidates.is_empty(), "the last step has not been selected from");
@@ -139,6 +164,7 @@ impl<P: Clone, G: Clone> Search<P, G> {
                 inherited: hypothesis.response.tokens.len(),
                 inherited_text: hypothesis.response.text.len(),
                 duplicate_of: None,
+                failure: None,
                 hypothesis,
             });
         }
@@ -172,7 +198,13 @@ impl<P: Clone, G: Clone> Search<P, G> {
             sampling,
             stop,
             draw: Draw { seed, stream, candidate: candidate.number, position: 0 },
+            failure: &mut candidate.failure,
         })
+    }
+
+    /// Why a candidate could not be continued: the end of the search.
+    pub fn failure(&mut self) -> Option<Error> {
+        self.candidates.iter_mut().find_map(|candidate| candidate.failure.take())
     }
 
     /// Ends candidates that reached the token limit and finds duplicates.

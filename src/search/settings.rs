@@ -38,6 +38,10 @@ impl Settings {
                 return Err(Error::flag(flag, "must be at least 1"));
             }
         }
+        if self.max_new_tokens > Self::MAX_TOKENS {
+            let reason = format!("must be at most {}", Self::MAX_TOKENS);
+            return Err(Error::flag("--max-new-tokens", reason));
+        }
         if self.beam_width.saturating_mul(self.successors) > Self::MAX_CANDIDATES {
             let reason = format!("times --successors must be at most {}", Self::MAX_CANDIDATES);
             return Err(Error::flag("--beam-width", reason));
@@ -45,6 +49,11 @@ impl Settings {
         let Sampling { temperature, top_p, .. } = self.sampling;
         if !(temperature.is_finite() && temperature >= 0.0) {
             return Err(Error::flag("--temperature", "must be a number from 0 upwards"));
+        }
+        if self.compat && temperature == 0.0 {
+            let reason = "must be above 0 with --compat reference, where 0 would mean 1; --top-k 1 \
+                          takes the most probable token there too";
+            return Err(Error::flag("--temperature", reason));
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
             return Err(Error::flag("--top-p", "must be above 0 and at most 1"));
@@ -54,6 +63,9 @@ impl Settings {
 
     /// Candidates of one step at most.
     pub const MAX_CANDIDATES: usize = 1 << 16;
+
+    /// Tokens of a response at most: more than any model's context.
+    pub const MAX_TOKENS: usize = 1 << 30;
 
     /// How large the search can grow.
     pub fn lifetime(&self) -> Lifetime {

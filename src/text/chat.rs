@@ -1,5 +1,6 @@
 //! A model's own chat template: Jinja, as transformers runs it.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -9,6 +10,11 @@ use minijinja::{Environment, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+
+/// Steps after which a template is stopped: far more than any conversation takes.
+const MAX_STEPS: u64 = 10_000_000;
+/// Bytes after which it is stopped.
+const MAX_BYTES: usize = 16 << 20;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,16 +77,33 @@ impl ChatTemplate {
         // the tokenizer lacks stays undefined, and prints as nothing.
         let undefined =
             |token: &Option<String>| token.clone().map_or(Value::UNDEFINED, Value::from);
-        template
-            .render(context! {
-                messages => messages,
-                tools => Value::from(()),
-                documents => Value::from(()),
-                add_generation_prompt => true,
-                bos_token => undefined(&self.bos_token),
-                eos_token => undefined(&self.eos_token),
-            })
-            .map_err(failed)
+        let context = context! {
+            messages => messages,
+            tools => Value::from(()),
+            documents => Value::from(()),
+            add_generation_prompt => true,
+            bos_token => undefined(&self.bos_token),
+            eos_token => undefined(&self.eos_token),
+        };
+        let mut text = Bounded(Vec::new());
+        template.render_captured_to(context, &mut text).map_err(failed)?;
+        Ok(String::from_utf8_lossy(&text.0).into_owned())
+    }
+}
+
+/// A text that does not grow beyond all bounds.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_BYTES {
+            return Err(io::Error::other(format!("it writes more than {MAX_BYTES} bytes")));
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -95,6 +118,7 @@ fn describe(error: &minijinja::Error) -> String {
 
 fn environment() -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(MAX_STEPS));
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> Result<Value, _> {

@@ -2,6 +2,7 @@
 
 mod bytes;
 mod chat;
+mod growth;
 mod prompt;
 mod stop;
 mod tokenizer;

@@ -50,4 +50,18 @@ impl StopStrings {
                 .max_by_key(|found| found.end)
         })
     }
+
+    /// How many bytes at the end of a response may be the beginning of a stop string: the longest
+    /// suffix that one of them begins with and goes beyond.
+    pub fn begun(&self, bytes: &[u8]) -> usize {
+        let from = bytes.len().saturating_sub(self.longest.saturating_sub(1));
+        (from..bytes.len())
+            .find(|&start| {
+                let suffix = &bytes[start..];
+                self.strings
+                    .iter()
+                    .any(|stop| stop.len() > suffix.len() && stop.as_bytes().starts_with(suffix))
+            })
+            .map_or(0, |start| bytes.len() - start)
+    }
 }

@@ -14,6 +14,7 @@ use tokenizers::AddedToken;
 
 use super::bytes::{ByteTable, Spelling};
 use super::chat::ChatTemplate;
+use super::growth::normalized;
 use crate::error::{Error, Result};
 
 /// More ids than any vocabulary has; a larger id would ask for absurd tables.
@@ -164,13 +165,46 @@ impl Tokenizer {
             }
             (Bos::Never, _) => &[],
         };
-        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(|e| {
-            let reason = format!("cannot encode: {e}");
-            Error::Tokenizer { path: self.folder.join(TOKENIZER), reason }
-        })?;
+        let encoding = guarded(|| self.inner.encode_fast(text, false))
+            .map_err(|e| self.failed(&format!("cannot encode: {e}")))?;
         let ids = encoding.get_ids();
         let front = if ids.starts_with(front) { &[] } else { front };
         Ok([front, ids].concat())
+    }
+
+    /// Tokens that a text of `bytes` becomes at most, those in front of it included.
+    pub fn most_tokens(&self, bytes: usize) -> usize {
+        let is_token = |text: &str| self.inner.token_to_id(text).is_some();
+        let bytes = match self.inner.get_normalizer() {
+            None => bytes,
+            Some(normalizer) => normalized(normalizer, bytes, &is_token),
+        };
+        // Metaspace and ByteLevel may put a space in front, of up to 3 bytes.
+        bytes.saturating_add(self.front.len() + 3)
+    }
+
+    /// Bytes that one token adds to a text at most, once broken characters, each a U+FFFD, are
+    /// counted too.
+    pub fn longest_token(&self) -> usize {
+        let length = |id| match std::str::from_utf8(self.bytes(id)) {
+            Ok(text) => text.len(),
+            Err(_) => self.bytes(id).len() * char::REPLACEMENT_CHARACTER.len_utf8(),
+        };
+        (0..self.len() as u32).map(length).max().unwrap_or(0)
+    }
+
+    /// The text that the library's own decoder makes of tokens, which is not always their bytes:
+    /// it may take away a space in front and replaces broken characters in its own way.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the library fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        guarded(|| self.inner.decode(ids, skip_special))
+            .map_err(|e| self.failed(&format!("cannot decode: {e}")))
+    }
+
+    fn failed(&self, reason: &str) -> Error {
+        Error::Tokenizer { path: self.folder.join(TOKENIZER), reason: reason.into() }
     }
 
     /// The bytes that a token adds to running text: prompt and response are the concatenation of

@@ -20,7 +20,9 @@ fn flags_that_cannot_work_are_refused() {
         (&["--method", "bon", "-l", "2"], "--chunk-len has no meaning"),
         (&["--beta", "1"], "--beta has no meaning with --method cbs"),
         (&["--method", "eft", "--beta", "0"], "--beta must be above 0"),
+        (&["--max-new-tokens", "18446744073709551615"], "--max-new-tokens must be at most"),
         (&["--threads", "0"], "--threads must be at least 1"),
+        (&["--threads", "99999999"], "--threads must be at least 1 and at most"),
         (&["--concurrency", "0"], "--concurrency must be at least 1"),
         (&["--kv-memory", "1K"], "--kv-memory must be at least"),
         (&["--kv-memory", "100K"], "raise --kv-memory"),
@@ -38,6 +40,26 @@ fn flags_that_cannot_work_are_refused() {
     assert_refused(&search(&["--prompt", ""]), "the prompt is empty for the base model");
     let alone = trimtab(&["search", "--base", &model("gpt2"), "--prompt", "x"]);
     assert_refused(&alone, "--tuned and --untuned (or --guide) are needed");
+}
+
+/// Goal: a prompt that only the guide's template makes too long is refused with which model and
+/// how many tokens it is about, and files that are not there are named.
+#[test]
+fn what_does_not_fit_or_is_not_there_is_named() {
+    let long = format!("{}{{prompt}}", "word ".repeat(120));
+    let output = search(&["--prompt", "x", "--guide-template", &long]);
+    assert_refused(&output, "the guide model's context holds 128 tokens, but ");
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    assert_refused(&search(&["--prompts", &path("none.jsonl")]), "none.jsonl");
+    assert_refused(&search(&["--prompt", "x", "--output", &path("no/out")]), "no/out");
+    assert_refused(&search(&["--prompt", "x", "--trace", &path("no/trace")]), "no/trace");
+    assert_refused(&trimtab(&["inspect".into(), path("")]), "config.json");
+    assert_refused(&trimtab(&["inspect".into(), path("nowhere")]), "nowhere");
+    std::fs::write(path("file"), "text").unwrap();
+    assert_refused(&trimtab(&["inspect".into(), path("file")]), "not a folder");
+    std::fs::create_dir(path("config.json")).unwrap();
+    assert_refused(&trimtab(&["inspect".into(), path("")]), "config.json");
 }
 
 /// Goal: models that do not belong together are refused with how they differ.

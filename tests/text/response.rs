@@ -36,6 +36,11 @@ fn stop_strings_are_found_across_edges() {
         assert_eq!(stops.find(b"ab\n\nc", searched.min(3)), found(2, 4));
     }
     assert_eq!(stops.find(b"##abcdef", 6), None, "what was searched is not searched again");
+    let begun = |text: &str| stops.begun(text.as_bytes());
+    assert_eq!((begun("ab"), begun("ab\n"), begun("ab#"), begun("a\n#")), (0, 1, 1, 1));
+    assert_eq!(begun("x##"), 2, "the longest beginning, though ## is one in itself");
+    assert_eq!(stops.begun(&"aé".as_bytes()[..2]), 1, "half a character");
+    assert_eq!(stop(&[]).begun(b"ab"), 0);
     assert_eq!(stops.find(b"a", 99), None);
     assert_eq!(stops.find(b"", 0), None);
     assert!(StopStrings::default().is_empty() && !stops.is_empty());

@@ -18,6 +18,14 @@ pub fn noise(salt: u64, tokens: &[u32]) -> f64 {
     (hash >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// The number that a prompt's random numbers are named by, computed once more.
+pub fn stream(text: &str) -> u64 {
+    let bytes = (text.len() as u64).to_le_bytes();
+    bytes.iter().chain(text.as_bytes()).fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// Writes tokens `0..vocab`; token 0 ends a response.
 #[derive(Clone)]
 pub struct Script {
@@ -97,6 +105,67 @@ impl Proposer for Script {
                 } else {
                     let letter = [b'a' + (token - 1) as u8];
                     draft.response.push(token, &letter, draft.stop);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Types tokens of a real vocabulary, or of one that the test makes up, at random.
+#[derive(Clone)]
+pub struct Typist {
+    /// What it draws from: a token and its bytes.
+    pub keys: Vec<(u32, Vec<u8>)>,
+    /// Ends a response, once in about 15 tokens.
+    pub eos: u32,
+}
+
+impl Typist {
+    /// The next token: also used by the re-implementation of the paper's code.
+    pub fn next(&self, written: &[u32], uniform: f32) -> usize {
+        let choice = (f64::from(uniform) + noise(7, written)).fract() * 15.0;
+        if choice < 1.0 {
+            self.keys.len()
+        } else {
+            (choice.fract() * self.keys.len() as f64) as usize
+        }
+    }
+}
+
+impl Proposer for Typist {
+    type Prompt = ();
+    type State = ();
+
+    fn prepare(&self, _: &Prompt, _: &Lifetime) -> Result<()> {
+        Ok(())
+    }
+
+    fn pages_needed(&self, _: &(), _: &Lifetime) -> Vec<usize> {
+        vec![]
+    }
+
+    fn page_capacity(&self) -> Vec<usize> {
+        vec![]
+    }
+
+    fn open(&mut self, prompts: &[&()]) -> Result<Vec<()>> {
+        Ok(vec![(); prompts.len()])
+    }
+
+    fn extend(&mut self, drafts: &mut [Draft<'_, ()>]) -> Result<()> {
+        for draft in drafts {
+            for _ in 0..draft.steps {
+                if draft.response.finish.is_some() {
+                    break;
+                }
+                let mut draw = draft.draw;
+                draw.position = draft.response.tokens.len() as u32;
+                match self.keys.get(self.next(&draft.response.tokens, draw.uniform())) {
+                    Some((token, bytes)) if *token != self.eos => {
+                        draft.response.push(*token, bytes, draft.stop);
+                    }
+                    _ => draft.response.push_eos(self.eos),
                 }
             }
         }

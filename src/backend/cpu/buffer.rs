@@ -19,11 +19,13 @@ pub struct Buffer<T: Element> {
 
 impl<T: Element> Buffer<T> {
     /// `len` zeros.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the system refuses them.
     pub fn new(len: usize) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits in memory");
-        let map = MmapMut::map_anon(bytes).map_err(|error| {
-            Error::Message(format!("cannot have {bytes} bytes of memory: {error}"))
-        })?;
+        let map =
+            MmapMut::map_anon(bytes).map_err(|source| Error::OutOfMemory { bytes, source })?;
         Ok(Self { map, len, element: PhantomData })
     }
 
@@ -86,6 +88,13 @@ impl<T> Shared<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: a cache that no machine can hold is an error that names its size.
+    #[test]
+    fn a_buffer_beyond_all_memory_is_an_error() {
+        let error = Buffer::<u32>::new(1 << 58).err().expect("nobody has an exbibyte");
+        assert!(error.to_string().contains("1152921504606846976 bytes"), "{error}");
+    }
 
     /// Goal: a cache for many sequences costs nothing until there are many sequences.
     #[test]

@@ -236,7 +236,7 @@ impl Device for Driver {
         let address = memory.map_err(|error| match error.0 {
             sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => {
                 let free = result::mem_get_info().ok().map(|(free, _)| free);
-                Error::OutOfMemory { place: "the GPU", bytes, free }
+                Error::DeviceMemory { place: "the GPU", bytes, free }
             }
             _ => refused(format!("allocating {bytes} bytes"))(error),
         })?;

@@ -74,7 +74,7 @@ impl Device for Emulator {
         // SAFETY: any size will do; the result is checked.
         let memory = unsafe { trimtab_emulator_alloc(bytes) };
         if memory.is_null() {
-            return Err(Error::OutOfMemory { place: "the emulator", bytes, free: None });
+            return Err(Error::DeviceMemory { place: "the emulator", bytes, free: None });
         }
         Ok(memory as u64)
     }

@@ -1,0 +1,123 @@
+//! What a guide has run of one hypothesis with one pair, and what it must run next.
+
+use std::sync::Arc;
+
+use super::{Lifetime, Score};
+use crate::kv_cache::{PAGE_LEN, Sequence};
+
+/// Room for a response that another tokenizer reads: twice the tokens, which is nearly always
+/// enough. A hypothesis that needs more keeps only part of itself in the cache.
+pub fn reserved(life: &Lifetime, context: usize) -> Lifetime {
+    Lifetime {
+        response: life.response.saturating_mul(2).min(context),
+        chunk: life.chunk.saturating_mul(2).min(context),
+        ..*life
+    }
+}
+
+/// What one hypothesis may keep cached, so that its search stays within the pages reserved for it.
+/// What it has beyond that is run on pages that all hypotheses of the search use in turn, and run
+/// again at the next chunk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    /// Tokens of prompt and response at most.
+    pub tokens: usize,
+    /// Tokens of one chunk at most.
+    pub chunk: usize,
+    /// A rollback to before this token would give up pages that are shared with the prompt's.
+    pub start: usize,
+}
+
+impl Share {
+    /// The share of a search that has reserved the pages of `life` after a prompt.
+    pub fn new(life: &Lifetime, prompt: usize) -> Self {
+        let last_page = prompt.saturating_sub(1).div_ceil(PAGE_LEN).saturating_sub(1);
+        Self {
+            tokens: prompt.saturating_add(life.response),
+            chunk: life.chunk,
+            start: last_page * PAGE_LEN,
+        }
+    }
+}
+
+/// What has been run of one hypothesis.
+#[derive(Clone)]
+pub(super) struct Cached {
+    pub prompt_text: Arc<str>,
+    pub prompt: Arc<[u32]>,
+    /// All of `tokens` but the last, or fewer where the share does not hold them.
+    pub sequence: Sequence,
+    pub share: Share,
+    /// The guide's tokens of prompt and response when last scored.
+    pub tokens: Vec<u32>,
+    /// `[tokens.len()]`: tuned and untuned log p of each token given those before it. Those of
+    /// the prompt, which nobody asks for, are 0.
+    pub logps: Vec<[f32; 2]>,
+}
+
+impl Cached {
+    /// Takes over tokens and the log-probabilities of those that were run.
+    pub fn update(&mut self, plan: Plan, logps: impl Iterator<Item = [f32; 2]>) {
+        self.logps.resize(plan.tokens.len() - plan.rows(), [0.0; 2]);
+        self.logps.extend(logps.take(plan.rows()));
+        self.tokens = plan.tokens;
+    }
+
+    /// log p of the tokens after the prompt, summed in order; the first token of all, which has
+    /// nothing before it, counts nothing.
+    pub fn score(&self, weight: f64) -> Score {
+        let first = common_prefix(&self.prompt, &self.tokens).max(1).min(self.tokens.len());
+        let sum = |side: usize| -> f64 {
+            self.logps[first..].iter().map(|logp| f64::from(logp[side])).sum::<f64>() * weight
+        };
+        let (logp_tuned, logp_untuned) = (sum(0), sum(1));
+        Score {
+            logp_tuned,
+            logp_untuned,
+            gain: logp_tuned - logp_untuned,
+            tokens: self.tokens.len() - first,
+        }
+    }
+}
+
+/// The tokens that a hypothesis has now, and from where on they must be run.
+pub(super) struct Plan {
+    tokens: Vec<u32>,
+    /// The first token to feed: the last one that old and new tokens have in common and all
+    /// before which are cached.
+    pub start: usize,
+    /// Whether what is run may stay in the cache.
+    pub stays: bool,
+}
+
+impl Plan {
+    /// Rolls `cached` back to what it has in common with `tokens`.
+    pub fn new(cached: &mut Cached, tokens: Vec<u32>) -> Self {
+        let common = common_prefix(&cached.tokens, &tokens);
+        let start = common.saturating_sub(1).min(cached.sequence.len());
+        cached.sequence.truncate(start);
+        let Share { tokens: most, chunk, start: earliest } = cached.share;
+        let mut plan = Self { tokens, start, stays: true };
+        plan.stays = start >= earliest && plan.tokens.len() <= most && plan.rows() <= chunk;
+        plan
+    }
+
+    /// How many tokens to feed; the last one waits for the next chunk.
+    pub fn rows(&self) -> usize {
+        self.tokens.len().saturating_sub(1).saturating_sub(self.start)
+    }
+
+    /// The tokens to feed.
+    pub fn fed(&self) -> &[u32] {
+        &self.tokens[self.start..self.start + self.rows()]
+    }
+
+    /// The tokens whose log-probabilities they give.
+    pub fn targets(&self) -> &[u32] {
+        &self.tokens[self.tokens.len() - self.rows()..]
+    }
+}
+
+fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
