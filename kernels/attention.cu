@@ -1,6 +1,6 @@
 // softmax(scale · q · kᵀ) · v over pages, in f32
 //
-// A block takes one K/V head and a tile of up to QUERIES queries: the heads of the group (those
+// A block takes one K/V head and a tile of up to QUERIES (1, 4 or 8) queries: the heads of the group (those
 // that share the K/V head), times rows of one segment that follow one another. Its warps walk over
 // pages of 16 positions; a page's keys and values, which lie side by side, go to shared memory in
 // 16-byte copies, one page ahead of the one that is computed with, and serve all queries.
@@ -16,7 +16,6 @@
 // Moves 4 bytes per position, K/V head and channel, per tile.
 #include "common.cuh"
 
-constexpr unsigned QUERIES = 8;
 constexpr unsigned ATTENTION_WARPS = 4;
 constexpr unsigned ATTENTION_THREADS = ATTENTION_WARPS * 32;
 constexpr unsigned SPLIT_PAGES = 16;
@@ -30,6 +29,7 @@ __device__ inline float weight_of(float max, float new_max) {
 }
 
 // Which queries a block has.
+template <unsigned QUERIES>
 struct Queries {
   unsigned first_row, rows, first_head, heads, kv_head, count;
   unsigned segment, first_position;
@@ -71,6 +71,7 @@ struct Queries {
 };
 
 // Shared memory: queries in f32, then each warp's two pages, then its weights.
+template <unsigned QUERIES>
 struct Layout {
   unsigned chunks;  // of 8 channels in a row
   unsigned stride;  // numbers from one row of a page to the next; 32 bytes more than it needs, so
@@ -93,8 +94,9 @@ struct Layout {
 };
 
 // Starts copying one head's keys and values of a page.
-__device__ inline void start_page(const AttentionParams &p, const Queries &q, unsigned page,
-                                  const Layout &layout, bf16 *to) {
+template <unsigned QUERIES>
+__device__ void start_page(const AttentionParams &p, const Queries<QUERIES> &q, unsigned page,
+                           const Layout<QUERIES> &layout, bf16 *to) {
   unsigned dim = p.shape.head_dim, lane = threadIdx.x % 32;
   unsigned id = p.tables[size_t(q.segment) * p.table_stride + page];
   const bf16 *from = p.pool + page_offset(p.shape, p.layer, id, q.kv_head, 0);
@@ -114,7 +116,7 @@ __device__ inline void start_page(const AttentionParams &p, const Queries &q, un
 
 // A warp's state over its pages: lane pair l holds the scores' masses of position l, and each lane
 // the channels 2 lane + 64 j and the next of the values' sums.
-template <unsigned PAIRS>
+template <unsigned QUERIES, unsigned PAIRS>
 struct WarpState {
   float max[QUERIES], mass[QUERIES], sums[QUERIES][PAIRS][2];
 
@@ -129,8 +131,8 @@ struct WarpState {
   }
 
   // Takes in one page that lies in shared memory.
-  __device__ void add_page(const AttentionParams &p, const Queries &q, unsigned page,
-                           const Layout &layout, const float *queries, const bf16 *keys,
+  __device__ void add_page(const AttentionParams &p, const Queries<QUERIES> &q, unsigned page,
+                           const Layout<QUERIES> &layout, const float *queries, const bf16 *keys,
                            float *weights) {
     unsigned lane = threadIdx.x % 32, offset = lane / 2, position = page * PAGE_LEN + offset;
     float scores[QUERIES] = {};
@@ -200,6 +202,7 @@ struct WarpState {
 
 // The result of one split for all queries, in shared memory: [QUERIES, padded dim] sums, then
 // maxima, then masses. `merged` may share memory with the pages.
+template <unsigned QUERIES>
 struct Merged {
   float *sums, *max, *mass;
   unsigned width;
@@ -211,14 +214,14 @@ struct Merged {
 };
 
 // Walks over split `split` with all warps; leaves the result in `merged` for all threads.
-template <unsigned PAIRS>
-__device__ void attend_split(const AttentionParams &p, const Queries &q, unsigned split,
-                             const Layout &layout, char *shared, Merged &merged) {
+template <unsigned QUERIES, unsigned PAIRS>
+__device__ void attend_split(const AttentionParams &p, const Queries<QUERIES> &q, unsigned split,
+                             const Layout<QUERIES> &layout, char *shared, Merged<QUERIES> &merged) {
   unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   unsigned begin = q.visible_begin(p) / PAGE_LEN, end = div_up(q.visible_end(), PAGE_LEN);
   unsigned first = split * SPLIT_PAGES, last = min(first + SPLIT_PAGES, end);
   float *weights = layout.weights(shared, warp);
-  WarpState<PAIRS> state;
+  WarpState<QUERIES, PAIRS> state;
   state.clear();
   auto start = [&](unsigned page, unsigned buffer) {
     if (page >= begin && page < last) start_page(p, q, page, layout, layout.page(shared, warp, buffer));
@@ -240,7 +243,7 @@ __device__ void attend_split(const AttentionParams &p, const Queries &q, unsigne
   __syncthreads();
   unsigned size = QUERIES * (merged.width + 2);
   float *parts = reinterpret_cast<float *>(layout.page(shared, 0, 0));
-  Merged mine(parts + warp * size, merged.width);
+  Merged<QUERIES> mine(parts + warp * size, merged.width);
 #pragma unroll
   for (unsigned query = 0; query < QUERIES; query++) {
     float mass = state.mass[query];
@@ -265,10 +268,10 @@ __device__ void attend_split(const AttentionParams &p, const Queries &q, unsigne
     unsigned query = i / merged.width;
     float most = -INFINITY, mass = 0, sum = 0;
     for (unsigned other = 0; other < ATTENTION_WARPS; other++) {
-      most = fmaxf(most, Merged(parts + other * size, merged.width).max[query]);
+      most = fmaxf(most, Merged<QUERIES>(parts + other * size, merged.width).max[query]);
     }
     for (unsigned other = 0; other < ATTENTION_WARPS; other++) {
-      Merged theirs(parts + other * size, merged.width);
+      Merged<QUERIES> theirs(parts + other * size, merged.width);
       float weight = weight_of(theirs.max[query], most);
       mass += weight * theirs.mass[query];
       sum += weight * theirs.sums[i];
@@ -284,8 +287,9 @@ __device__ void attend_split(const AttentionParams &p, const Queries &q, unsigne
 
 // Puts the scaled queries into shared memory; those beyond the last, and channels beyond the
 // head's, are zeros.
-__device__ inline void load_queries(const AttentionParams &p, const Queries &q,
-                                    const Layout &layout, float *queries) {
+template <unsigned QUERIES>
+__device__ void load_queries(const AttentionParams &p, const Queries<QUERIES> &q,
+                                    const Layout<QUERIES> &layout, float *queries) {
   unsigned dim = p.shape.head_dim, padded = layout.chunks * 8;
   size_t width = size_t(p.shape.query_heads + 2 * p.shape.kv_heads) * dim;
   for (unsigned i = threadIdx.x; i < QUERIES * padded; i += blockDim.x) {
@@ -300,20 +304,21 @@ __device__ inline void load_queries(const AttentionParams &p, const Queries &q,
 }
 
 // Where the running and the latest merged results lie: behind the weights.
-__device__ inline float *merged_memory(const Layout &layout, char *shared) {
+template <unsigned QUERIES>
+__device__ float *merged_memory(const Layout<QUERIES> &layout, char *shared) {
   return layout.weights(shared, ATTENTION_WARPS);
 }
 
-template <unsigned PAIRS>
+template <unsigned QUERIES, unsigned PAIRS>
 __device__ void attend(const AttentionParams &p) {
   SHARED(char, shared);
-  Queries q;
+  Queries<QUERIES> q;
   if (!q.find(p)) return;
-  Layout layout(p.shape.head_dim);
+  Layout<QUERIES> layout(p.shape.head_dim);
   unsigned dim = p.shape.head_dim, width = layout.chunks * 8;
   load_queries(p, q, layout, layout.queries(shared));
   float *memory = merged_memory(layout, shared);
-  Merged latest(memory, width), total(memory + QUERIES * (width + 2), width);
+  Merged<QUERIES> latest(memory, width), total(memory + QUERIES * (width + 2), width);
   for (unsigned i = threadIdx.x; i < QUERIES * (width + 2); i += blockDim.x) {
     // Nothing yet: sums and masses of 0, a maximum of -infinity.
     bool is_max = i >= QUERIES * width && i < QUERIES * (width + 1);
@@ -322,7 +327,7 @@ __device__ void attend(const AttentionParams &p) {
   __syncthreads();
   constexpr unsigned SPLIT = SPLIT_PAGES * PAGE_LEN;
   for (unsigned split = q.visible_begin(p) / SPLIT; split * SPLIT < q.visible_end(); split++) {
-    attend_split<PAIRS>(p, q, split, layout, shared, latest);
+    attend_split<QUERIES, PAIRS>(p, q, split, layout, shared, latest);
     auto join = [&](unsigned query, float before, float now) {
       float most = fmaxf(total.max[query], latest.max[query]);
       return weight_of(total.max[query], most) * before +
@@ -347,19 +352,19 @@ __device__ void attend(const AttentionParams &p) {
   }
 }
 
-template <unsigned PAIRS>
+template <unsigned QUERIES, unsigned PAIRS>
 __device__ void attend_one_split(const AttentionParams &p) {
   SHARED(char, shared);
-  Queries q;
+  Queries<QUERIES> q;
   if (!q.find(p)) return;
   constexpr unsigned SPLIT = SPLIT_PAGES * PAGE_LEN;
   unsigned split = blockIdx.z;
   if (split < q.visible_begin(p) / SPLIT || split * SPLIT >= q.visible_end()) return;
-  Layout layout(p.shape.head_dim);
+  Layout<QUERIES> layout(p.shape.head_dim);
   unsigned dim = p.shape.head_dim, width = layout.chunks * 8;
   load_queries(p, q, layout, layout.queries(shared));
-  Merged result(merged_memory(layout, shared), width);
-  attend_split<PAIRS>(p, q, split, layout, shared, result);
+  Merged<QUERIES> result(merged_memory(layout, shared), width);
+  attend_split<QUERIES, PAIRS>(p, q, split, layout, shared, result);
   for (unsigned i = threadIdx.x; i < q.count * (dim + 2); i += blockDim.x) {
     unsigned query = i / (dim + 2), channel = i % (dim + 2);
     size_t row = size_t(q.row(query)) * p.shape.query_heads + q.head(query);
@@ -372,19 +377,43 @@ __device__ void attend_one_split(const AttentionParams &p) {
 
 }  // namespace
 
-// Heads of up to 64, 128 and 256 channels.
+// Heads of up to 64, 128 and 256 channels, tiles of up to 1, 4 and 8 queries.
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_64(const AttentionParams p) { attend<1>(p); }
+    attention_64_1(const AttentionParams p) { attend<1, 1>(p); }
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_128(const AttentionParams p) { attend<2>(p); }
+    attention_64_4(const AttentionParams p) { attend<4, 1>(p); }
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_256(const AttentionParams p) { attend<4>(p); }
+    attention_64_8(const AttentionParams p) { attend<8, 1>(p); }
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_64(const AttentionParams p) { attend_one_split<1>(p); }
+    attention_128_1(const AttentionParams p) { attend<1, 2>(p); }
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_128(const AttentionParams p) { attend_one_split<2>(p); }
+    attention_128_4(const AttentionParams p) { attend<4, 2>(p); }
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_256(const AttentionParams p) { attend_one_split<4>(p); }
+    attention_128_8(const AttentionParams p) { attend<8, 2>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_256_1(const AttentionParams p) { attend<1, 4>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_256_4(const AttentionParams p) { attend<4, 4>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_256_8(const AttentionParams p) { attend<8, 4>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_split_64_1(const AttentionParams p) { attend_one_split<1, 1>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_split_64_4(const AttentionParams p) { attend_one_split<4, 1>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_split_64_8(const AttentionParams p) { attend_one_split<8, 1>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_split_128_1(const AttentionParams p) { attend_one_split<1, 2>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_split_128_4(const AttentionParams p) { attend_one_split<4, 2>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_split_128_8(const AttentionParams p) { attend_one_split<8, 2>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_split_256_1(const AttentionParams p) { attend_one_split<1, 4>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_split_256_4(const AttentionParams p) { attend_one_split<4, 4>(p); }
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_split_256_8(const AttentionParams p) { attend_one_split<8, 4>(p); }
 
 // Joins a row's splits in order, as `attend` does. grid: rows x query_heads; block: a multiple of
 // 32; moves (head_dim + 2) * 4 bytes per split.

@@ -23,7 +23,7 @@
 
 namespace emulator {
 
-thread_local Index thread_idx, block_idx, block_dim, grid_dim;
+__thread Index thread_idx, block_idx, block_dim, grid_dim;
 
 namespace {
 
@@ -146,7 +146,7 @@ struct State {
     random ^= random >> 12;
     random ^= random << 25;
     random ^= random >> 27;
-    return unsigned((random * 0x2545F4914F6CDD1Dull) >> 33) % bound;
+    return unsigned(((random * 0x2545F4914F6CDD1Dull) >> 32) * bound >> 32);
   }
 
   ~State() {
@@ -155,7 +155,9 @@ struct State {
   }
 };
 
-thread_local State state;
+// The host thread's own; made at its first launch.
+thread_local State host_state;
+__thread State *state;
 
 char *map(size_t bytes) {
   void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -164,37 +166,37 @@ char *map(size_t bytes) {
 }
 
 void to_scheduler(bool for_good) {
-  Fiber &fiber = *state.current;
+  Fiber &fiber = *state->current;
 #if defined(__SANITIZE_ADDRESS__)
   void *fake = nullptr;
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &fake, state.host_stack,
-                                 state.host_stack_bytes);
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &fake, state->host_stack,
+                                 state->host_stack_bytes);
 #else
   (void)for_good;
 #endif
-  switch_context(fiber.context, state.scheduler);
+  switch_context(fiber.context, state->scheduler);
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(fake, &state.host_stack, &state.host_stack_bytes);
+  __sanitizer_finish_switch_fiber(fake, &state->host_stack, &state->host_stack_bytes);
 #endif
 }
 
 void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &state.host_stack, &state.host_stack_bytes);
+  __sanitizer_finish_switch_fiber(nullptr, &state->host_stack, &state->host_stack_bytes);
 #endif
-  state.launch.run(state.launch.params);
-  state.ended++;
-  state.current->started = false;
+  state->launch.run(state->launch.params);
+  state->ended++;
+  state->current->started = false;
   to_scheduler(true);
 }
 
 void resume(Fiber &fiber) {
-  state.current = &fiber;
+  state->current = &fiber;
   thread_idx = {fiber.thread, 0, 0};
   if (!fiber.started) {
-    if (state.stacks.empty()) state.stacks.push_back(map(STACK_BYTES));
-    fiber.stack = state.stacks.back();
-    state.stacks.pop_back();
+    if (state->stacks.empty()) state->stacks.push_back(map(STACK_BYTES));
+    fiber.stack = state->stacks.back();
+    state->stacks.pop_back();
     fiber.started = true;
     prepare(fiber.context, fiber.stack, fiber_main);
   }
@@ -203,47 +205,50 @@ void resume(Fiber &fiber) {
   void *fake = nullptr;
   __sanitizer_start_switch_fiber(&fake, fiber.stack, STACK_BYTES);
 #endif
-  switch_context(state.scheduler, fiber.context);
+  switch_context(state->scheduler, fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
   if (!fiber.started) {
-    state.stacks.push_back(fiber.stack);
+    state->stacks.push_back(fiber.stack);
     fiber.stack = nullptr;
   }
 }
 
 void wait_at(const char *site) {
-  state.current->waits_at = site;
+  state->current->waits_at = site;
   to_scheduler(false);
 }
 
 void run_block() {
-  memset(state.shared, POISON, state.shared_bytes);
-  state.ended = state.at_barrier = 0;
-  state.runnable.clear();
-  for (unsigned thread = 0; thread < state.threads; thread++) {
-    Fiber &fiber = state.fibers[thread];
+  memset(state->shared, POISON, state->shared_bytes);
+  state->ended = state->at_barrier = 0;
+  state->runnable.clear();
+  for (unsigned thread = 0; thread < state->threads; thread++) {
+    Fiber &fiber = state->fibers[thread];
     fiber.thread = thread;
     fiber.copies.clear();
     fiber.group = 0;
-    state.runnable.push_back(thread);
+    state->runnable.push_back(thread);
   }
-  for (Warp &warp : state.warps) warp.arrived = 0;
-  while (!state.runnable.empty()) {
-    unsigned pick = state.below(unsigned(state.runnable.size()));
-    unsigned thread = state.runnable[pick];
-    state.runnable[pick] = state.runnable.back();
-    state.runnable.pop_back();
-    resume(state.fibers[thread]);
+  for (Warp &warp : state->warps) warp.arrived = 0;
+  while (!state->runnable.empty()) {
+    unsigned pick = state->below(unsigned(state->runnable.size()));
+    unsigned thread = state->runnable[pick];
+    state->runnable[pick] = state->runnable.back();
+    state->runnable.pop_back();
+    resume(state->fibers[thread]);
   }
-  if (state.ended == state.threads) return;
-  for (Fiber &fiber : state.fibers) {
+  if (state->ended == state->threads) return;
+  for (Fiber &fiber : state->fibers) {
     if (!fiber.waits_at) continue;
     fail("thread %u waits for ever at %s; %u of %u threads have ended", fiber.thread,
-         fiber.waits_at, state.ended, state.threads);
+         fiber.waits_at, state->ended, state->threads);
   }
 }
+
+// Equal literals are mostly, but not always, one object.
+bool differ(const char *a, const char *b) { return a != b && strcmp(a, b) != 0; }
 
 void execute(const Copy &copy) {
   if (copy.valid) {
@@ -258,7 +263,7 @@ void execute(const Copy &copy) {
 struct sigaction previous_action;
 
 void on_segmentation_fault(int signal, siginfo_t *info, void *context) {
-  if (state.current) {
+  if (state && state->current) {
     fail("reads or writes at address %p, outside of all buffers", info->si_addr);
   }
   // Not ours: whoever was there before, or the default.
@@ -284,7 +289,7 @@ void install_handler() {
 
 }  // namespace
 
-char *shared_memory() { return state.shared; }
+char *shared_memory() { return state->shared; }
 
 void fail(const char *format, ...) {
   char text[512];
@@ -293,39 +298,39 @@ void fail(const char *format, ...) {
   vsnprintf(text, sizeof text, format, args);
   va_end(args);
   fprintf(stderr, "emulator: kernel %s, block (%u, %u, %u), thread %u: %s\n",
-          state.launch.kernel ? state.launch.kernel : "none", block_idx.x, block_idx.y, block_idx.z,
+          state && state->launch.kernel ? state->launch.kernel : "none", block_idx.x, block_idx.y, block_idx.z,
           thread_idx.x, text);
   fflush(stderr);
   abort();
 }
 
 void sync_threads(const char *site) {
-  if (state.at_barrier == 0) {
-    state.barrier_site = site;
-  } else if (strcmp(state.barrier_site, site) != 0) {
-    fail("is at the barrier %s while others are at %s", site, state.barrier_site);
+  if (state->at_barrier == 0) {
+    state->barrier_site = site;
+  } else if (differ(state->barrier_site, site)) {
+    fail("is at the barrier %s while others are at %s", site, state->barrier_site);
   }
-  state.at_barrier++;
-  if (state.at_barrier + state.ended > state.threads) fail("too many threads at %s", site);
-  if (state.at_barrier < state.threads) {
+  state->at_barrier++;
+  if (state->at_barrier + state->ended > state->threads) fail("too many threads at %s", site);
+  if (state->at_barrier < state->threads) {
     wait_at(site);
     return;
   }
-  state.at_barrier = 0;
-  for (unsigned thread = 0; thread < state.threads; thread++) {
-    if (thread != thread_idx.x) state.runnable.push_back(thread);
+  state->at_barrier = 0;
+  for (unsigned thread = 0; thread < state->threads; thread++) {
+    if (thread != thread_idx.x) state->runnable.push_back(thread);
   }
   // The last one to arrive has no right to go first.
-  state.runnable.push_back(thread_idx.x);
+  state->runnable.push_back(thread_idx.x);
   wait_at(nullptr);
 }
 
 void warp_collective(const char *site, void *data, void (*apply)(void *const *lanes)) {
   unsigned thread = thread_idx.x;
-  Warp &warp = state.warps[thread / 32];
+  Warp &warp = state->warps[thread / 32];
   if (warp.arrived == 0) {
     warp.site = site;
-  } else if (strcmp(warp.site, site) != 0) {
+  } else if (differ(warp.site, site)) {
     fail("is at %s while lanes of its warp are at %s", site, warp.site);
   }
   warp.lanes[thread % 32] = data;
@@ -336,7 +341,7 @@ void warp_collective(const char *site, void *data, void (*apply)(void *const *la
   warp.arrived = 0;
   apply(warp.lanes);
   unsigned first = thread / 32 * 32;
-  for (unsigned lane = first; lane < first + 32; lane++) state.runnable.push_back(lane);
+  for (unsigned lane = first; lane < first + 32; lane++) state->runnable.push_back(lane);
   wait_at(nullptr);
 }
 
@@ -375,20 +380,20 @@ void mma(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 
 void copy_async(void *shared, const void *global, bool valid) {
   char *to = static_cast<char *>(shared);
-  if (to < state.shared || to + 16 > state.shared + state.shared_bytes) {
+  if (to < state->shared || to + 16 > state->shared + state->shared_bytes) {
     fail("copies to %p, which is not shared memory", shared);
   }
   if (uintptr_t(shared) % 16 || (valid && uintptr_t(global) % 16)) {
     fail("copies 16 bytes from %p to %p, which are not aligned", global, shared);
   }
   memset(shared, POISON, 16);
-  state.current->copies.push_back({shared, global, valid, state.current->group});
+  state->current->copies.push_back({shared, global, valid, state->current->group});
 }
 
-void copy_commit() { state.current->group++; }
+void copy_commit() { state->current->group++; }
 
 void copy_wait(unsigned groups) {
-  Fiber &fiber = *state.current;
+  Fiber &fiber = *state->current;
   while (!fiber.copies.empty() && fiber.copies.front().group + groups < fiber.group) {
     execute(fiber.copies.front());
     fiber.copies.pop_front();
@@ -405,34 +410,35 @@ extern "C" void trimtab_emulator_launch(const char *kernel, void (*run)(const vo
                                         size_t shared_bytes, uint64_t seed) {
   using namespace emulator;
   install_handler();
-  state.launch = {kernel, run, params};
-  state.random = seed * 0x9E3779B97F4A7C15ull | 1;
-  state.threads = threads;
-  state.fibers.resize(threads);
-  state.warps.resize(threads / 32);
-  if (!state.shared) state.shared = map(SHARED_BYTES + BEYOND_SHARED_BYTES);
-  state.shared_bytes = shared_bytes;
+  state = &host_state;
+  state->launch = {kernel, run, params};
+  state->random = seed * 0x9E3779B97F4A7C15ull | 1;
+  state->threads = threads;
+  state->fibers.resize(threads);
+  state->warps.resize(threads / 32);
+  if (!state->shared) state->shared = map(SHARED_BYTES + BEYOND_SHARED_BYTES);
+  state->shared_bytes = shared_bytes;
   block_dim = {threads, 1, 1};
   grid_dim = {grid[0], grid[1], grid[2]};
   block_idx = {0, 0, 0};
   if (threads == 0 || threads % 32 || threads > 1024) fail("%u threads a block", threads);
   if (shared_bytes > SHARED_BYTES) fail("%zu bytes of shared memory", shared_bytes);
-  memset(state.shared + shared_bytes, POISON, BEYOND_SHARED_BYTES);
+  memset(state->shared + shared_bytes, POISON, BEYOND_SHARED_BYTES);
   std::vector<unsigned> blocks(size_t(grid[0]) * grid[1] * grid[2]);
   for (unsigned i = 0; i < blocks.size(); i++) blocks[i] = i;
   for (unsigned i = unsigned(blocks.size()); i > 1; i--) {
-    std::swap(blocks[i - 1], blocks[state.below(i)]);
+    std::swap(blocks[i - 1], blocks[state->below(i)]);
   }
   for (unsigned block : blocks) {
     block_idx = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
     run_block();
   }
   for (size_t i = 0; i < BEYOND_SHARED_BYTES; i++) {
-    if (static_cast<unsigned char>(state.shared[shared_bytes + i]) != POISON) {
+    if (static_cast<unsigned char>(state->shared[shared_bytes + i]) != POISON) {
       fail("writes %zu bytes beyond %zu bytes of shared memory", i, shared_bytes);
     }
   }
-  state.current = nullptr;
+  state->current = nullptr;
 }
 
 // Memory between two pages that cannot be touched, ending at the second one (but for what keeps it

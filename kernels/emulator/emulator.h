@@ -23,7 +23,8 @@ struct Index {
 };
 
 // Where the running fiber is.
-extern thread_local Index thread_idx, block_idx, block_dim, grid_dim;
+// (__thread: thread_local would ask at each use whether it is initialised.)
+extern __thread Index thread_idx, block_idx, block_dim, grid_dim;
 
 // The block's dynamic shared memory.
 char *shared_memory();

@@ -173,6 +173,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What the device is, for people.
     fn describe(&self) -> String;
 
+    /// Bytes of memory that can still be had, where that is known.
+    fn free_bytes(&self) -> Option<usize>;
+
     /// Tokens that are drawn before the host looks at them: 1 where looking costs nothing, more
     /// where it means waiting for the device. Sequences that end in between are run on in vain.
     fn steps_per_look(&self) -> usize {

@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use super::Done;
 use super::base::Base;
+use super::device::{DeviceArgs, Job};
 use super::input;
 use super::judge::Judge;
-use super::models::{self, BosFlag, DeviceArgs, GuideArgs, GuideTokensFlag, Plan};
+use super::models::{self, BosFlag, GuideArgs, GuideTokensFlag, Plan};
 use super::tree::{self, Paint};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -70,8 +71,15 @@ pub fn run(args: Args) -> Result<Done> {
     if args.seeds == 0 {
         return Err(Error::flag("--seeds", "must be at least 1"));
     }
-    let cpu = args.device.cpu()?;
-    cpu.clone().enter(|| demo(&cpu, &args))
+    args.device.clone().run(args)
+}
+
+impl Job for Args {
+    type Output = Done;
+
+    fn run<B: Backend>(self, backend: &Arc<B>) -> Result<Done> {
+        demo(backend, &self)
+    }
 }
 
 fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {

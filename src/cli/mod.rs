@@ -5,6 +5,7 @@
 
 mod base;
 mod demo;
+mod device;
 mod input;
 mod inspect;
 mod judge;
@@ -39,6 +40,8 @@ enum Command {
     Score(Box<score::Args>),
     /// Say what a model folder holds and what it needs in memory.
     Inspect(inspect::Args),
+    /// List what there is to compute on, and why not more.
+    Devices,
     /// Show weak-to-strong search on the three small models that come with trimtab.
     Demo(demo::Args),
 }
@@ -75,6 +78,7 @@ fn run(command: Command) -> Result<Done> {
         Command::Search(args) => search::run(*args),
         Command::Score(args) => score::run(*args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Devices => device::list(),
         Command::Demo(args) => demo::run(args),
     }
 }

@@ -8,7 +8,6 @@ use clap::ValueEnum;
 
 use super::base::{Base, DescribedBase};
 use crate::backend::Backend;
-use crate::backend::cpu::CpuBackend;
 use crate::engine::{Config, Engine, Limits, Model, Pair};
 use crate::error::{Error, Result};
 use crate::guide::{GuideTokens, PairGuide, WeightedPair, reserved};
@@ -20,17 +19,6 @@ use crate::text::{Bos, PromptFormat, Template, Tokenizer};
 const ROWS: usize = 512;
 /// Rows whose logits exist at the same time.
 const LOGIT_ROWS: usize = 256;
-/// More threads than any machine has cores.
-const MAX_THREADS: usize = 4096;
-
-/// Where to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The best that there is.
-    Auto,
-    /// The processor.
-    Cpu,
-}
 
 /// `--bos`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -59,33 +47,6 @@ pub enum GuideTokensFlag {
 pub enum Compat {
     /// The paper's own code.
     Reference,
-}
-
-/// What the device is and how much it may take.
-#[derive(clap::Args, Clone, Debug)]
-pub struct DeviceArgs {
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
-    pub device: Device,
-    /// Threads of the CPU [default: all]
-    #[arg(long)]
-    pub threads: Option<usize>,
-    /// Memory for keys and values of all models together, such as 800M or 4G
-    /// [default: half of what is free, or less if that is enough]
-    #[arg(long, value_name = "BYTES")]
-    pub kv_memory: Option<Bytes>,
-}
-
-impl DeviceArgs {
-    /// The processor: the only device so far.
-    pub fn cpu(&self) -> Result<Arc<CpuBackend>> {
-        if self.threads.is_some_and(|threads| !(1..=MAX_THREADS).contains(&threads)) {
-            let reason = format!("must be at least 1 and at most {MAX_THREADS}");
-            return Err(Error::flag("--threads", reason));
-        }
-        let (Device::Auto | Device::Cpu) = self.device;
-        Ok(Arc::new(CpuBackend::new(self.threads)?))
-    }
 }
 
 /// The guide's models and how they are asked.
@@ -310,7 +271,7 @@ pub fn load<B: Backend>(
         + copies * pairs.iter().map(DescribedPair::page_bytes).sum::<usize>();
     let contexts = pairs.iter().flat_map(|pair| [&pair.tuned, &pair.untuned]).chain(base.folder());
     let context = contexts.map(|model| model.config.context).max().unwrap_or(0);
-    let pages = pages(page_bytes, context, plan, kv_memory)?;
+    let pages = pages(&**backend, page_bytes, context, plan, kv_memory)?;
     let limits = Limits { pages, rows: ROWS, logit_rows: LOGIT_ROWS };
 
     let longest_token = base
@@ -364,7 +325,7 @@ pub fn load_guide<B: Backend>(
     let context = pairs.iter().map(|pair| pair.tuned.config.context).max().unwrap_or(0);
     let wanted = 64 * context.div_ceil(PAGE_LEN);
     let limits = Limits {
-        pages: wanted.min(budget(kv_memory) / page_bytes).max(1),
+        pages: wanted.min(budget(&**backend, kv_memory) / page_bytes).max(1),
         rows: ROWS,
         logit_rows: 1,
     };
@@ -429,7 +390,8 @@ fn guide_tokens(
 }
 
 /// Pages for each model: enough for all searches in flight, if the memory is there.
-fn pages(
+fn pages<B: Backend>(
+    backend: &B,
     page_bytes: usize,
     context: usize,
     plan: &Plan,
@@ -439,7 +401,7 @@ fn pages(
     let search = reserved(&plan.life, context).pages(context) + context.div_ceil(PAGE_LEN);
     let enough = plan.in_flight.saturating_mul(search);
     // Without a guide a base model elsewhere needs none.
-    let affordable = budget(kv_memory) / page_bytes.max(1);
+    let affordable = budget(backend, kv_memory) / page_bytes.max(1);
     if affordable == 0 {
         let reason = format!("must be at least {page_bytes} bytes, one page of all models");
         return Err(Error::flag("--kv-memory", reason));
@@ -448,13 +410,7 @@ fn pages(
 }
 
 /// Bytes for keys and values: what the user said, or half of what is free.
-fn budget(kv_memory: Option<Bytes>) -> usize {
-    kv_memory.map_or_else(|| available_memory().map_or(1 << 30, |bytes| bytes / 2), |bytes| bytes.0)
-}
-
-/// Memory that programs can still have, where the system says so (Linux).
-pub fn available_memory() -> Option<usize> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<usize>().ok().map(|kib| kib * 1024)
+fn budget<B: Backend>(backend: &B, kv_memory: Option<Bytes>) -> usize {
+    let half = || backend.free_bytes().map_or(1 << 30, |bytes| bytes / 2);
+    kv_memory.map_or_else(half, |bytes| bytes.0)
 }

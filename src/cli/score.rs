@@ -8,8 +8,9 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::Done;
+use super::device::{DeviceArgs, Job};
 use super::input::{self, Item};
-use super::models::{self, DeviceArgs, GuideArgs};
+use super::models::{self, GuideArgs};
 use super::output::json_line;
 use super::progress::Progress;
 use crate::backend::Backend;
@@ -69,8 +70,15 @@ struct FailureLine {
 }
 
 pub fn run(args: Args) -> Result<Done> {
-    let cpu = args.device.cpu()?;
-    cpu.clone().enter(|| score(&cpu, &args))
+    args.device.clone().run(args)
+}
+
+impl Job for Args {
+    type Output = Done;
+
+    fn run<B: Backend>(self, backend: &Arc<B>) -> Result<Done> {
+        score(backend, &self)
+    }
 }
 
 fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {

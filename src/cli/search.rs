@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::base::BaseArgs;
+use super::device::{DeviceArgs, Job};
 use super::input::{self, Item, PromptItem, Shard};
-use super::models::{self, DeviceArgs, GuideArgs};
+use super::models::{self, GuideArgs};
 use super::output::{Answer, Failure, Sink, Target, json_line, trace_lines};
 use super::progress::Progress;
 use super::settings::SearchArgs;
@@ -110,8 +111,15 @@ impl Args {
 }
 
 pub fn run(args: Args) -> Result<Done> {
-    let cpu = args.device.cpu()?;
-    cpu.clone().enter(|| search(&cpu, &args))
+    args.device.clone().run(args)
+}
+
+impl Job for Args {
+    type Output = Done;
+
+    fn run<B: Backend>(self, backend: &Arc<B>) -> Result<Done> {
+        search(backend, &self)
+    }
 }
 
 fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {

@@ -65,6 +65,10 @@ impl Backend for Oracle {
         "oracle (f64)".into()
     }
 
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
+
     fn alloc<T: Element>(&self, len: usize) -> Result<Numbers<T>> {
         Ok(Numbers::new(vec![0.0; len]))
     }

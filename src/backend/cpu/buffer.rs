@@ -54,6 +54,13 @@ impl<T: Element> DerefMut for Buffer<T> {
     }
 }
 
+/// Memory that programs can still have, where the system says so (Linux).
+pub fn host_free_bytes() -> Option<usize> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<usize>().ok().map(|kib| kib * 1024)
+}
+
 /// A buffer that several threads write to, each to places of its own.
 #[derive(Clone, Copy)]
 pub struct Shared<T> {

@@ -15,7 +15,7 @@ mod x86;
 
 use rayon::prelude::*;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, host_free_bytes};
 pub use isa::Isa;
 pub use matrix::Matrix;
 
@@ -113,6 +113,10 @@ impl Backend for CpuBackend {
         };
         let threads = self.pool.current_num_threads();
         format!("cpu ({isa}, {threads} thread{})", if threads == 1 { "" } else { "s" })
+    }
+
+    fn free_bytes(&self) -> Option<usize> {
+        host_free_bytes()
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {

@@ -9,22 +9,37 @@ use crate::error::Result;
 use crate::tensor::bf16;
 
 // As in kernels/attention.cu.
-const QUERIES: usize = 8;
 const WARPS: usize = 4;
 const THREADS: u32 = 128;
 const SPLIT_PAGES: usize = 16;
 
+/// Queries that a block takes at most; there are kernels for these.
+const TILES: [usize; 3] = [1, 4, MAX_TILE];
+const MAX_TILE: usize = 8;
+
 /// The largest heads that there is a kernel for.
 const MAX_HEAD_DIM: usize = 256;
 
+/// For heads of up to 64, 128 and 256 channels, and each of [`TILES`].
+const KERNELS: [[&str; 3]; 3] = [
+    ["attention_64_1", "attention_64_4", "attention_64_8"],
+    ["attention_128_1", "attention_128_4", "attention_128_8"],
+    ["attention_256_1", "attention_256_4", "attention_256_8"],
+];
+const SPLIT_KERNELS: [[&str; 3]; 3] = [
+    ["attention_split_64_1", "attention_split_64_4", "attention_split_64_8"],
+    ["attention_split_128_1", "attention_split_128_4", "attention_split_128_8"],
+    ["attention_split_256_1", "attention_split_256_4", "attention_split_256_8"],
+];
+
 /// Queries in f32, two pages and the weights of each warp, the latest and the running result.
-fn shared_bytes(head_dim: usize) -> usize {
+fn shared_bytes(queries: usize, head_dim: usize) -> usize {
     let padded = head_dim.next_multiple_of(8);
-    let queries = QUERIES * padded * size_of::<f32>();
+    let queries_bytes = queries * padded * size_of::<f32>();
     let pages = WARPS * 2 * (2 * PAGE_LEN * (padded + 16)) * size_of::<bf16>();
-    let weights = WARPS * PAGE_LEN * QUERIES * size_of::<f32>();
-    let results = 2 * QUERIES * (padded + 2) * size_of::<f32>();
-    queries + pages + weights + results
+    let weights = WARPS * PAGE_LEN * queries * size_of::<f32>();
+    let results = 2 * queries * (padded + 2) * size_of::<f32>();
+    queries_bytes + pages + weights + results
 }
 
 pub fn attention<D: Device>(
@@ -42,7 +57,11 @@ pub fn attention<D: Device>(
 
     let ends = args.segments.iter().map(|segment| segment.first_position + segment.rows);
     let splits = ends.max().unwrap_or(0).div_ceil(SPLIT_PAGES * PAGE_LEN);
-    let head_tiles = (heads.query / heads.kv).div_ceil(QUERIES);
+    // Queries that read the same pages: a K/V head's own, and of neighbouring rows of a segment.
+    let group = heads.query / heads.kv;
+    let sharing = group * args.segments.iter().map(|segment| segment.rows).max().unwrap_or(1);
+    let tile = TILES.into_iter().find(|&tile| sharing <= tile).unwrap_or(MAX_TILE);
+    let head_tiles = group.div_ceil(tile);
     // Blocks that walk over all of a row's splits keep the processors busy if there are enough.
     let blocks = rows * heads.kv * head_tiles;
     let partial_len = rows * heads.query * splits * (heads.dim + 2);
@@ -66,18 +85,15 @@ pub fn attention<D: Device>(
         splits: count(splits),
         scale: args.scale,
     };
+    let kernels = if split { SPLIT_KERNELS } else { KERNELS };
     let size = [64, 128].iter().position(|&dim| heads.dim <= dim).unwrap_or(2);
-    let shared = shared_bytes(heads.dim);
+    let kernel = kernels[size][TILES.iter().position(|&t| t == tile).unwrap_or(2)];
+    let shared = shared_bytes(tile, heads.dim);
     let grid = [rows, heads.kv * head_tiles, if split { splits } else { 1 }];
-    let kernels = if split {
-        ["attention_split_64", "attention_split_128", "attention_split_256"]
-    } else {
-        ["attention_64", "attention_128", "attention_256"]
-    };
     // SAFETY: the kernels' struct, shapes checked; tables and positions are the engine's to keep
     // in range, the partial results fit into the workspace.
     unsafe {
-        backend.launch(kernels[size], grid, THREADS, shared, &params)?;
+        backend.launch(kernel, grid, THREADS, shared, &params)?;
         if split {
             let threads = count(heads.dim.next_multiple_of(32));
             backend.launch("attention_merge", [rows, heads.query, 1], threads, 0, &params)?;

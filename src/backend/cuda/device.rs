@@ -29,6 +29,9 @@ pub trait Device: Send + Sync + 'static {
     /// Processors that blocks are spread over.
     fn multiprocessors(&self) -> usize;
 
+    /// Bytes of memory that can still be had, where that is known.
+    fn free_bytes(&self) -> Option<usize>;
+
     /// The address of `bytes` zero bytes, aligned to 16.
     fn alloc(&self, bytes: usize) -> Result<u64>;
 

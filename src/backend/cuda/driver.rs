@@ -229,6 +229,11 @@ impl Device for Driver {
         self.multiprocessors
     }
 
+    fn free_bytes(&self) -> Option<usize> {
+        self.enter().ok()?;
+        result::mem_get_info().ok().map(|(free, _)| free)
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64> {
         self.enter()?;
         // SAFETY: a fresh allocation, cleared before anything else on the stream uses it.

@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::device::{Device, Launch};
+use crate::backend::cpu::host_free_bytes;
 use crate::error::{Error, Result};
 
 type Run = unsafe extern "C" fn(*const c_void);
@@ -68,6 +69,10 @@ impl Device for Emulator {
     /// Few, so that tiny tests take all paths.
     fn multiprocessors(&self) -> usize {
         4
+    }
+
+    fn free_bytes(&self) -> Option<usize> {
+        host_free_bytes()
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {

@@ -93,14 +93,22 @@ impl<D: Device> CudaBackend<D> {
         unsafe { self.device.launch(&launch, (&raw const *params).cast(), size_of::<P>()) }
     }
 
-    /// Launches one block of [`THREADS`] per row, with memory for one sum per warp.
+    /// Launches one block per row of `width` numbers, with memory for one sum per warp. The block's
+    /// size, and so the order of its sums, depends on the width alone.
     ///
     /// # Safety
     /// As [`CudaBackend::launch`].
-    unsafe fn by_row<P>(&self, kernel: &'static str, rows: usize, params: &P) -> Result<()> {
-        let shared_bytes = THREADS as usize / 32 * size_of::<f32>();
+    unsafe fn by_row<P>(
+        &self,
+        kernel: &'static str,
+        rows: usize,
+        width: usize,
+        params: &P,
+    ) -> Result<()> {
+        let threads = count(width.next_multiple_of(32).clamp(32, THREADS as usize));
+        let shared_bytes = threads as usize / 32 * size_of::<f32>();
         // SAFETY: the caller vouches for it.
-        unsafe { self.launch(kernel, [rows, 1, 1], THREADS, shared_bytes, params) }
+        unsafe { self.launch(kernel, [rows, 1, 1], threads, shared_bytes, params) }
     }
 }
 
@@ -110,6 +118,10 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn describe(&self) -> String {
         self.device.describe()
+    }
+
+    fn free_bytes(&self) -> Option<usize> {
+        self.device.free_bytes()
     }
 
     fn steps_per_look(&self) -> usize {
@@ -165,7 +177,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             width: count(table.inputs),
         };
         // SAFETY: the kernel's struct, shapes checked; token ids are the engine's to keep in range.
-        unsafe { self.by_row("embed", rows, &params) }
+        unsafe { self.by_row("embed", rows, table.inputs, &params) }
     }
 
     fn embed_add(
@@ -183,7 +195,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             width: count(table.inputs),
         };
         // SAFETY: as in `embed`.
-        unsafe { self.by_row("embed_add", rows, &params) }
+        unsafe { self.by_row("embed_add", rows, table.inputs, &params) }
     }
 
     fn rms_norm(
@@ -204,7 +216,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             eps,
         };
         // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.by_row("rms_norm", rows, &params) }
+        unsafe { self.by_row("rms_norm", rows, width, &params) }
     }
 
     fn layer_norm(
@@ -228,7 +240,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             eps,
         };
         // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.by_row("layer_norm", rows, &params) }
+        unsafe { self.by_row("layer_norm", rows, width, &params) }
     }
 
     fn matmul(
@@ -312,7 +324,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             layer: count(layer),
         };
         // SAFETY: the kernel's struct, shapes checked; slots are the engine's to keep in range.
-        unsafe { self.by_row("store_kv", rows, &params) }
+        unsafe { self.by_row("store_kv", rows, 2 * shape.heads.kv * shape.heads.dim, &params) }
     }
 
     fn copy_pages(
@@ -416,7 +428,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             weight,
         };
         // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.by_row("add_guidance", rows, &params) }
+        unsafe { self.by_row("add_guidance", rows, vocab, &params) }
     }
 
     fn sample(

@@ -1,0 +1,100 @@
+//! Where to compute, and the one match on the backend in the whole program.
+
+use std::sync::Arc;
+
+use clap::ValueEnum;
+
+use super::Done;
+use super::models::Bytes;
+use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::cuda::{self, CudaBackend};
+use crate::error::{Error, Result};
+
+/// More threads than any machine has cores.
+const MAX_THREADS: usize = 4096;
+
+/// `--device`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The first GPU if there is one that works, else the CPU.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The first GPU.
+    Cuda,
+    /// The GPU's kernels on the CPU: slow, for the curious.
+    Emulator,
+}
+
+/// What the device is and how much it may take.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto", env = "TRIMTAB_DEVICE")]
+    pub device: Device,
+    /// Threads of the CPU [default: all]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Memory for keys and values of all models together, such as 800M or 4G
+    /// [default: half of what is free, or less if that is enough]
+    #[arg(long, value_name = "BYTES")]
+    pub kv_memory: Option<Bytes>,
+}
+
+/// What a command does once there is a device.
+pub(super) trait Job {
+    /// What comes of it.
+    type Output: Send;
+
+    /// Does it on `backend`.
+    fn run<B: Backend>(self, backend: &Arc<B>) -> Result<Self::Output>;
+}
+
+impl DeviceArgs {
+    /// Opens the device and runs `job` on it.
+    pub(super) fn run<J: Job + Send>(&self, job: J) -> Result<J::Output> {
+        if self.threads.is_some_and(|threads| !(1..=MAX_THREADS).contains(&threads)) {
+            let reason = format!("must be at least 1 and at most {MAX_THREADS}");
+            return Err(Error::flag("--threads", reason));
+        }
+        match self.device {
+            Device::Cpu => self.on_cpu(job),
+            Device::Cuda => job.run(&Arc::new(CudaBackend::open()?)),
+            Device::Emulator => job.run(&Arc::new(CudaBackend::emulated(1)?)),
+            Device::Auto => match CudaBackend::open() {
+                Ok(gpu) => job.run(&Arc::new(gpu)),
+                Err(_) => self.on_cpu(job),
+            },
+        }
+    }
+
+    fn on_cpu<J: Job + Send>(&self, job: J) -> Result<J::Output> {
+        let cpu = Arc::new(CpuBackend::new(self.threads)?);
+        cpu.enter(|| job.run(&cpu))
+    }
+}
+
+/// `trimtab devices`: what there is to compute on, and why not more.
+pub fn list() -> Result<Done> {
+    println!("cpu       {}", CpuBackend::new(None)?.describe());
+    match cuda::gpus() {
+        Ok(gpus) if gpus.is_empty() => println!("cuda      none: the driver knows of no GPU"),
+        Ok(gpus) => {
+            for gpu in gpus {
+                let gib = gpu.memory_bytes as f64 / f64::from(1 << 30);
+                let (major, minor) = gpu.capability;
+                println!(
+                    "cuda      {}: {}, {gib:.0} GiB, sm_{major}{minor}",
+                    gpu.ordinal, gpu.name
+                );
+            }
+            if let Err(error) = CudaBackend::open() {
+                println!("          {error}");
+            }
+        }
+        Err(error) => println!("cuda      none: {error}"),
+    }
+    println!("emulator  the GPU's kernels on the CPU, for the curious");
+    Ok(Done::Well)
+}

@@ -1,0 +1,58 @@
+//! `trimtab devices` and `--device`: machines without a GPU, with a broken driver, and the emulator.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::*;
+
+/// Runs `devices` where libcuda, if there is one, comes from `folder` alone.
+fn devices(folder: &Path) -> (String, bool) {
+    let output = Command::new(env!("CARGO_BIN_EXE_trimtab"))
+        .arg("devices")
+        .env("LD_LIBRARY_PATH", folder)
+        .output()
+        .unwrap();
+    (String::from_utf8(output.stdout).unwrap(), output.status.success())
+}
+
+/// A libcuda.so made of `source`.
+fn library(folder: &Path, source: &str) {
+    let file = folder.join("libcuda.c");
+    fs::write(&file, source).unwrap();
+    let target = folder.join("libcuda.so");
+    let status =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(target).arg(&file).status();
+    assert!(status.unwrap().success());
+}
+
+/// Goal: a driver that is a stub, too old, or broken is told apart from none, and nothing panics.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_broken_driver_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    library(folder.path(), "int nothing(void) { return 0; }\n");
+    let (text, fine) = devices(folder.path());
+    assert!(fine && text.contains("libcuda has no cuInit: is it a stub, or too old?"), "{text}");
+
+    // All functions are there, and each says CUDA_ERROR_STUB_LIBRARY.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/driver.rs");
+    let driver = fs::read_to_string(path).unwrap();
+    let list = driver.split("const FUNCTIONS").nth(1).unwrap().split("];").next().unwrap();
+    let names = list.split("c\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let source: String = names.map(|name| format!("int {name}(void) {{ return 34; }}\n")).collect();
+    library(folder.path(), &source);
+    let (text, fine) = devices(folder.path());
+    assert!(fine && text.contains("cuda      none") && text.contains("cuInit"), "{text}");
+    assert!(text.contains("cpu ") && text.contains("emulator "), "{text}");
+}
+
+/// Goal: what cannot be had is refused by name, with what to do.
+#[test]
+fn cuda_is_refused_where_there_is_none() {
+    if trimtab::backend::cuda::CudaBackend::open().is_ok() {
+        return;
+    }
+    let output = trimtab(&["search", "--device", "cuda", "--prompt", "x", "--base", "/nowhere"]);
+    assert_refused(&output, "--device cuda cannot be used: ");
+}
