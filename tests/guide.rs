@@ -214,6 +214,7 @@ fn the_end_counts_only_when_there_is_one() {
     let base = pair.format.tokenizer.clone();
     let tokens = base.encode(" a storm.", Bos::Never).unwrap();
     let mut compat = PairGuide::new(vec![pair], Some(base));
+    assert_eq!(score(&mut compat, &cut), e, "a text that somebody else wrote has no tokens");
     assert_eq!(score(&mut compat, &Response { tokens: tokens.clone(), ..cut }), e);
     assert_eq!(score(&mut compat, &Response { tokens, ..open }), o);
 }

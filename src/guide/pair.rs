@@ -134,7 +134,10 @@ impl<B: Backend> PairGuide<B> {
             return Ok(cached.prompt.iter().chain(&response.tokens).copied().collect());
         }
         let text = match (&self.compat, response.finish) {
-            (Some(base), _) if response.stop.is_none() => reference_text(base, response)?.into(),
+            // One that somebody else wrote has no tokens.
+            (Some(base), _) if response.stop.is_none() && !response.tokens.is_empty() => {
+                reference_text(base, response)?.into()
+            }
             // More bytes may still complete the last character.
             (_, None) => complete_utf8(&response.text).0,
             (_, Some(_)) => String::from_utf8_lossy(&response.text),
