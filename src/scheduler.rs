@@ -205,11 +205,11 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         text: String,
         ended: bool,
     ) -> Result<()> {
-        let life = Lifetime { response: 1, chunk: 1, beams: 1, candidates: 0 };
-        let guide = self.guide.prepare(prompt, &life)?;
         // No token is shorter than a byte. Should even that not fit, the rest of the pool is
         // enough for any response that the guide can read.
-        let life = Lifetime { response: text.len() + 1, ..life };
+        let bytes = text.len() + 1;
+        let life = Lifetime { response: bytes, chunk: bytes, beams: 1, candidates: 0 };
+        let guide = self.guide.prepare(prompt, &life)?;
         let needed = self.guide.pages_needed(&guide, &life);
         let none = vec![0; self.proposer.page_capacity().len()];
         let pages = none.into_iter().chain(needed).zip(self.capacity());

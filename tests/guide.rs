@@ -258,3 +258,22 @@ fn a_text_beyond_the_context_fails_alone() {
     assert!(error.contains("guide model's context holds 128 tokens"), "{error}");
     assert!(results[1].is_ok());
 }
+
+/// Goal: a response that somebody else wrote is read as text also by a guide that takes tokens, and
+/// the number of its bytes does not count against the context.
+#[test]
+fn a_given_response_is_read_as_text() {
+    let cpu = Arc::new(CpuBackend::new(Some(1)).unwrap());
+    let response = text_response(" quiet harbour".repeat(6).as_bytes(), Some(Finish::Eos));
+    let life = Lifetime { response: 200, chunk: 200, beams: 1, candidates: 0 };
+    let prompt = "The film opens on a quiet harbour.";
+    let [ids, text] = [GuideTokens::Ids, GuideTokens::Text].map(|tokens| {
+        let mut guide = guide(&cpu, "gpt2_tuned", "gpt2", tokens);
+        let prompt = guide.prepare(&Prompt::Text(prompt.into()), &life).unwrap();
+        let mut state = guide.open(&[&prompt]).unwrap().remove(0);
+        let mut items = [Scoring { state: &mut state, response: &response }];
+        guide.score(&mut items).unwrap().remove(0).unwrap()
+    });
+    assert_eq!(ids, text);
+    assert!(ids.tokens > 12, "{}", ids.tokens);
+}
