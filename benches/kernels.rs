@@ -10,7 +10,9 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 use trimtab::backend::cpu::CpuBackend;
-use trimtab::backend::{Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow, Segment};
+use trimtab::backend::{
+    Advance, Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow, Segment,
+};
 use trimtab::philox::Draw;
 use trimtab::tensor::{Element, HostMatrix, bf16};
 
@@ -73,10 +75,6 @@ fn rowwise(c: &mut Criterion) {
     group.bench_function("embed", |b| b.iter(|| cpu.embed(ROWS, &ids, &table, &mut out).unwrap()));
     group.bench_function("embed_add", |b| {
         b.iter(|| cpu.embed_add(ROWS, &ids, &table, &mut out).unwrap());
-    });
-    let few = indices(&cpu, (0..ROWS as u32).rev().collect());
-    group.bench_function("gather_rows", |b| {
-        b.iter(|| cpu.gather_rows(ROWS, WIDTH, &few, &x, &mut out).unwrap());
     });
     group.bench_function("rms_norm", |b| {
         b.iter(|| cpu.rms_norm(ROWS, &x, &vector, 1e-5, &mut half).unwrap());
@@ -159,6 +157,25 @@ fn heads(c: &mut Criterion) {
         .collect();
     group.bench_function("sample", |b| {
         b.iter(|| cpu.sample(black_box(&rows), VOCAB, &tuned, &mut tokens).unwrap());
+    });
+    let tables = indices(&cpu, vec![3; ROWS * 64]);
+    let [mut next, mut slots, mut history] = [(); 3].map(|()| indices(&cpu, vec![0; ROWS]));
+    let mut positions = indices(&cpu, vec![0; ROWS]);
+    group.bench_function("advance", |b| {
+        b.iter(|| {
+            cpu.advance(Advance {
+                rows: ROWS,
+                step: 0,
+                drawn: &tokens,
+                tables: &tables,
+                table_stride: 64,
+                tokens: &mut next,
+                positions: &mut positions,
+                slots: &mut slots,
+                history: &mut history,
+            })
+            .unwrap();
+        });
     });
     group.finish();
 }

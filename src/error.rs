@@ -167,6 +167,38 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// A device has less memory than is needed.
+    #[error(
+        "{place} has no {bytes} bytes of memory left{}; lower --kv-memory or use smaller models",
+        free.map(|free| format!(" ({free} are free)")).unwrap_or_default()
+    )]
+    DeviceMemory {
+        /// Where: "the GPU".
+        place: &'static str,
+        /// Bytes that were asked for.
+        bytes: usize,
+        /// Bytes that are free, where that is known.
+        free: Option<usize>,
+    },
+
+    /// A device cannot be used on this machine.
+    #[error("--device {device} cannot be used: {reason}")]
+    DeviceUnavailable {
+        /// As it stands after `--device`.
+        device: &'static str,
+        /// Why, and what to do about it.
+        reason: String,
+    },
+
+    /// The GPU's driver refused something.
+    #[error("CUDA failed at {what}: {reason}")]
+    Cuda {
+        /// What was asked of it: the kernel with its launch, or the copy with its size.
+        what: String,
+        /// The driver's own words.
+        reason: String,
+    },
+
     /// A model produced a number that is not one.
     #[error("{what} is not a finite number; the model's weights are damaged or overflow bf16")]
     NotFinite {

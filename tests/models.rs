@@ -13,6 +13,7 @@ use std::sync::Arc;
 use oracle::Oracle;
 use trimtab::backend::Backend;
 use trimtab::backend::cpu::{CpuBackend, Isa};
+use trimtab::backend::cuda::CudaBackend;
 use trimtab::engine::{Engine, Limits, Model, Span};
 use trimtab::kv_cache::PagePool;
 
@@ -57,8 +58,11 @@ fn run<B: Backend>(engine: &mut Engine<B>, tokens: &[u32]) -> (Vec<f32>, Vec<f32
     let targets: Vec<u32> = tokens[1..].iter().copied().chain([0]).collect();
     let mut logprobs = engine.logprobs(&[span], &targets).unwrap();
     logprobs.pop();
-    engine.logits(&[span]).unwrap();
-    (logprobs, engine.read_logits(1).unwrap())
+    // Once more the last token, whose keys and values come out the same.
+    let start = tokens.len() - 1;
+    engine.begin(&[Span { tokens: &tokens[start..], start, sequence: &sequence }], 1).unwrap();
+    engine.next_logits().unwrap();
+    (logprobs, engine.read_logits().unwrap())
 }
 
 fn worst(ours: &[f32], theirs: &[f64]) -> f64 {
@@ -89,68 +93,117 @@ fn the_oracle_agrees_with_transformers() {
 /// logits; as independent errors they grow to sqrt(14) · 2^-10.8 ≈ 0.2 % of the logits' spread
 /// (below 20 here): 0.04 in the mean square, 5 sigma over all positions: 0.2. The mean absolute
 /// error must be far smaller, below 0.04.
+fn agrees_with_transformers<B: Backend>(device: &str, backend: &Arc<B>) {
+    for name in MODELS {
+        let golden = golden(name);
+        let (logprobs, logits) = run(&mut engine(backend, name, 128), &golden.tokens);
+        let (p, l) = (worst(&logprobs, &golden.logprobs), worst(&logits, &golden.logits_last));
+        let mean = logprobs
+            .iter()
+            .zip(&golden.logprobs)
+            .map(|(a, b)| (f64::from(*a) - b).abs())
+            .sum::<f64>()
+            / logprobs.len() as f64;
+        println!("{device} {name}: log-probs off by {p:.4} at most, {mean:.4} in the mean");
+        assert!(p < 0.2 && l < 0.2, "{device} {name}: log-probs off by {p}, logits by {l}");
+        assert!(mean < 0.04, "{device} {name}: log-probs off by {mean} in the mean");
+    }
+}
+
 #[test]
 fn the_cpu_agrees_with_transformers() {
     for isa in Isa::available() {
         let backend = Arc::new(CpuBackend::with_isa(isa, Some(2)).unwrap());
-        for name in MODELS {
-            let golden = golden(name);
-            let (logprobs, logits) = run(&mut engine(&backend, name, 128), &golden.tokens);
-            let (p, l) = (worst(&logprobs, &golden.logprobs), worst(&logits, &golden.logits_last));
-            let mean = logprobs
-                .iter()
-                .zip(&golden.logprobs)
-                .map(|(a, b)| (f64::from(*a) - b).abs())
-                .sum::<f64>()
-                / logprobs.len() as f64;
-            println!("{isa:?} {name}: log-probs off by {p:.4} at most, {mean:.4} in the mean");
-            assert!(p < 0.2 && l < 0.2, "{isa:?} {name}: log-probs off by {p}, logits by {l}");
-            assert!(mean < 0.04, "{isa:?} {name}: log-probs off by {mean} in the mean");
-        }
+        agrees_with_transformers(&format!("{isa:?}"), &backend);
     }
+}
+
+/// Goal: so do the kernels, on the emulator and where there is one on a GPU. The same tolerance:
+/// what is rounded to bf16 is the same.
+#[test]
+fn the_kernels_agree_with_transformers() {
+    agrees_with_transformers("emulator", &Arc::new(CudaBackend::emulated(3).unwrap()));
+    if gpu_wanted() {
+        agrees_with_transformers("cuda", &Arc::new(CudaBackend::open().unwrap()));
+    }
+}
+
+fn gpu_wanted() -> bool {
+    std::env::var_os("TRIMTAB_TEST_DEVICE").is_some_and(|device| device == "cuda")
 }
 
 /// Goal: a row's bits do not depend on how the tokens were cut into spans, on the size of the
 /// batch's windows, on the neighbours, or on the number of threads.
 #[test]
 fn the_same_bits_however_tokens_are_batched() {
+    let cpu = |threads| Arc::new(CpuBackend::new(Some(threads)).unwrap());
     for name in ["gpt2", "llama3", "mistral"] {
-        let golden = golden(name);
-        let tokens = &golden.tokens[..60];
         let whole = {
-            let backend = Arc::new(CpuBackend::new(Some(1)).unwrap());
-            run(&mut engine(&backend, name, 128), tokens)
+            let golden = golden(name);
+            run(&mut engine(&cpu(1), name, 128), &golden.tokens[..60]).0
         };
         for (threads, rows, step) in [(2, 128, 1), (1, 7, 60), (2, 16, 9), (2, 5, 17)] {
-            let backend = Arc::new(CpuBackend::new(Some(threads)).unwrap());
-            let mut engine = engine(&backend, name, rows);
-            let pool = PagePool::new(64);
-            let (mut sequence, mut neighbour) = (pool.sequence(), pool.sequence());
-            let mut logprobs = Vec::new();
-            for start in (0..tokens.len()).step_by(step) {
-                let end = tokens.len().min(start + step);
-                // A neighbour of another length in the same batch.
-                let (other_start, extra) = (neighbour.len(), &golden.tokens[start..start + 1]);
-                neighbour.append(1).unwrap();
-                sequence.append(end - start).unwrap();
-                let spans = [
-                    Span { tokens: extra, start: other_start, sequence: &neighbour },
-                    Span { tokens: &tokens[start..end], start, sequence: &sequence },
-                ];
-                let targets: Vec<u32> = (start..=end)
-                    .map(|i| if i == start { 0 } else { *tokens.get(i).unwrap_or(&0) })
-                    .collect();
-                logprobs.extend(&engine.logprobs(&spans, &targets).unwrap()[1..]);
-            }
-            logprobs.pop();
-            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            assert_eq!(
-                bits(&logprobs),
-                bits(&whole.0),
-                "{name}: {threads} threads, windows of {rows}, spans of {step}"
-            );
+            let cut = in_pieces(&cpu(threads), name, rows, step);
+            assert_eq!(bits(&cut), bits(&whole), "{name}: {threads} threads, {rows} rows, {step}");
         }
     }
+}
+
+/// Goal: the same of the kernels, which choose others for few rows than for many, and of the order
+/// in which threads run.
+#[test]
+fn the_kernels_give_the_same_bits_however_tokens_are_batched() {
+    for name in ["gpt2", "llama3", "mistral"] {
+        let tokens = &golden(name).tokens[..60];
+        let emulator = |seed| Arc::new(CudaBackend::emulated(seed).unwrap());
+        let whole = run(&mut engine(&emulator(1), name, 128), tokens).0;
+        for (seed, rows, step) in [(2, 128, 1), (3, 5, 17), (4, 128, 60)] {
+            let cut = in_pieces(&emulator(seed), name, rows, step);
+            assert_eq!(bits(&cut), bits(&whole), "{name}: order {seed}, {rows} rows, {step}");
+        }
+        if gpu_wanted() {
+            let gpu = Arc::new(CudaBackend::open().unwrap());
+            let whole = run(&mut engine(&gpu, name, 128), tokens).0;
+            for (rows, step) in [(128, 1), (7, 60), (16, 9), (5, 17)] {
+                assert_eq!(
+                    bits(&in_pieces(&gpu, name, rows, step)),
+                    bits(&whole),
+                    "{name} on cuda"
+                );
+            }
+        }
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// The log-probabilities of a model's first 60 golden tokens, run `step` at a time and at most
+/// `rows` together, with a neighbour of another length in each batch.
+fn in_pieces<B: Backend>(backend: &Arc<B>, name: &str, rows: usize, step: usize) -> Vec<f32> {
+    let golden = golden(name);
+    let tokens = &golden.tokens[..60];
+    let mut engine = engine(backend, name, rows);
+    let pool = PagePool::new(64);
+    let (mut sequence, mut neighbour) = (pool.sequence(), pool.sequence());
+    let mut logprobs = Vec::new();
+    for start in (0..tokens.len()).step_by(step) {
+        let end = tokens.len().min(start + step);
+        let (other_start, extra) = (neighbour.len(), &golden.tokens[start..start + 1]);
+        neighbour.append(1).unwrap();
+        sequence.append(end - start).unwrap();
+        let spans = [
+            Span { tokens: extra, start: other_start, sequence: &neighbour },
+            Span { tokens: &tokens[start..end], start, sequence: &sequence },
+        ];
+        let targets: Vec<u32> = (start..=end)
+            .map(|i| if i == start { 0 } else { *tokens.get(i).unwrap_or(&0) })
+            .collect();
+        logprobs.extend(&engine.logprobs(&spans, &targets).unwrap()[1..]);
+    }
+    logprobs.pop();
+    logprobs
 }
 
 /// Goal: tensors that are equal in tuned and untuned are stored once, and change nothing.

@@ -120,15 +120,17 @@ fn ops() -> Vec<String> {
     names.skip_while(|name| name != "embed").collect()
 }
 
-/// Goal: an op's whole life is found under one name: its test and its bench row.
+/// Goal: an op's whole life is found under one name: its kernel, its test and its bench row.
 #[test]
-fn every_op_has_its_test_and_its_bench() {
+fn every_op_has_its_kernel_its_test_and_its_bench() {
     let ops = ops();
     assert!(ops.len() >= 17, "the ops were not found: {ops:?}");
     let benches = fs::read_to_string(root().join("benches/kernels.rs")).unwrap();
     for op in &ops {
         let test = root().join(format!("tests/kernels/{op}.rs"));
         assert!(test.is_file(), "{} is missing", test.display());
+        let kernel = root().join(format!("kernels/{op}.cu"));
+        assert!(kernel.is_file(), "{} is missing", kernel.display());
         assert!(benches.contains(&format!("\"{op}")), "benches/kernels.rs has no row {op}");
     }
     for path in files(&root().join("tests/kernels"), "rs") {
@@ -141,7 +143,7 @@ fn every_op_has_its_test_and_its_bench() {
 /// Goal: device code is unsafe only where it must be.
 #[test]
 fn unsafe_stays_where_it_belongs() {
-    let allowed = ["backend/cpu/", "weights/checkpoint.rs"];
+    let allowed = ["backend/cpu/", "backend/cuda/", "weights/checkpoint.rs"];
     for path in files(&root().join("src"), "rs") {
         let code = fs::read_to_string(&path).unwrap();
         let name = path.strip_prefix(root().join("src")).unwrap().to_str().unwrap().to_owned();

@@ -10,6 +10,7 @@
 //! the row's own shape.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::error::Result;
 use crate::philox::Draw;
@@ -136,6 +137,28 @@ pub struct SampleRow {
     pub draw: Draw,
 }
 
+/// What [`Backend::advance`] reads and writes.
+pub struct Advance<'a, B: Backend> {
+    /// Rows of the batch, each a sequence of its own.
+    pub rows: usize,
+    /// Tokens drawn before in this chunk.
+    pub step: usize,
+    /// `[rows]` the tokens just drawn.
+    pub drawn: &'a B::Buffer<u32>,
+    /// `[rows, table_stride]` page ids, in order of position.
+    pub tables: &'a B::Buffer<u32>,
+    /// Pages per row of `tables`.
+    pub table_stride: usize,
+    /// `[rows]`
+    pub tokens: &'a mut B::Buffer<u32>,
+    /// `[rows]`
+    pub positions: &'a mut B::Buffer<u32>,
+    /// `[rows]` page · PAGE_LEN + offset
+    pub slots: &'a mut B::Buffer<u32>,
+    /// `[steps, rows]`
+    pub history: &'a mut B::Buffer<u32>,
+}
+
 /// A device that can run a transformer.
 ///
 /// Buffers are owned by the caller. Ops assert the shapes that they are given (our own mistakes)
@@ -149,6 +172,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// What the device is, for people.
     fn describe(&self) -> String;
+
+    /// Tokens that are drawn before the host looks at them: 1 where looking costs nothing, more
+    /// where it means waiting for the device. Sequences that end in between are run on in vain.
+    fn steps_per_look(&self) -> usize {
+        1
+    }
 
     /// A zeroed buffer of `len` elements.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buffer<T>>;
@@ -181,16 +210,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
         positions: &Self::Buffer<u32>,
         table: &Self::Matrix,
         x: &mut Self::Buffer<f32>,
-    ) -> Result<()>;
-
-    /// `out[i] = x[indices[i]]` for rows of `width`; `indices: [rows]`.
-    fn gather_rows(
-        &self,
-        rows: usize,
-        width: usize,
-        indices: &Self::Buffer<u32>,
-        x: &Self::Buffer<f32>,
-        out: &mut Self::Buffer<f32>,
     ) -> Result<()>;
 
     /// `out = x / sqrt(mean(x²) + eps) · weight`; `x: [rows, width]`, `weight: [width]`.
@@ -325,4 +344,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
         logits: &Self::Buffer<f32>,
         tokens: &mut Self::Buffer<u32>,
     ) -> Result<()>;
+
+    /// Moves `rows` rows of a batch to their next tokens, so that a chunk runs without the host:
+    /// `history[step, r] = tokens[r] = drawn[r]`, `positions[r] += 1`, and `slots[r]` becomes the
+    /// place that row r of `tables: [rows, table_stride]` gives the new position, if it gives one.
+    fn advance(&self, args: Advance<'_, Self>) -> Result<()>;
 }

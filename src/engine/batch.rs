@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::backend::{Backend, PAGE_LEN, Segment};
+use crate::backend::{Advance, Backend, PAGE_LEN, Segment};
 use crate::error::Result;
 use crate::kv_cache::Sequence;
 
@@ -67,8 +67,15 @@ impl<B: Backend> Batch<B> {
         })
     }
 
-    /// Lays out those rows of `spans` that lie in `window`, a range of all their rows in order.
-    pub fn fill(&mut self, backend: &B, spans: &[Span<'_>], window: Range<usize>) -> Result<()> {
+    /// Lays out those rows of `spans` that lie in `window`, a range of all their rows in order;
+    /// tables reach `ahead` tokens beyond each span, for which there must be room already.
+    pub fn fill(
+        &mut self,
+        backend: &B,
+        spans: &[Span<'_>],
+        window: Range<usize>,
+        ahead: usize,
+    ) -> Result<()> {
         let Host { tokens, positions, slots, row_segments, tables } = &mut self.host;
         for list in [&mut *tokens, positions, slots, row_segments, tables] {
             list.clear();
@@ -85,11 +92,13 @@ impl<B: Backend> Batch<B> {
             }
             first = end;
         }
-        let pages_used = |span: &Span<'_>, end: usize| (span.start + end).div_ceil(PAGE_LEN);
+        let pages_used =
+            |span: &Span<'_>, end: usize| (span.start + end + ahead).div_ceil(PAGE_LEN);
         self.table_stride =
             pieces.iter().map(|(span, rows)| pages_used(span, rows.end)).max().unwrap_or(0);
         for (span, rows) in pieces {
-            assert!(span.start + span.tokens.len() <= span.sequence.len(), "append before running");
+            let end = span.start + span.tokens.len() + ahead;
+            assert!(end <= span.sequence.len(), "append before running");
             let segment = self.segments.len();
             self.segments.push(Segment {
                 first_row: tokens.len(),
@@ -113,5 +122,30 @@ impl<B: Backend> Batch<B> {
         backend.upload(slots, &mut self.slots)?;
         backend.upload(row_segments, &mut self.row_segments)?;
         backend.upload(tables, &mut self.tables)
+    }
+
+    /// Moves every row, each a sequence of its own, to the token drawn for it.
+    pub fn advance(
+        &mut self,
+        backend: &B,
+        step: usize,
+        drawn: &B::Buffer<u32>,
+        history: &mut B::Buffer<u32>,
+    ) -> Result<()> {
+        for segment in &mut self.segments {
+            assert_eq!(segment.rows, 1, "one row per sequence");
+            segment.first_position += 1;
+        }
+        backend.advance(Advance {
+            rows: self.rows,
+            step,
+            drawn,
+            tables: &self.tables,
+            table_stride: self.table_stride,
+            tokens: &mut self.tokens,
+            positions: &mut self.positions,
+            slots: &mut self.slots,
+            history,
+        })
     }
 }

@@ -1,12 +1,13 @@
 //! Floor 3: a transformer over a paged, forkable K/V cache.
 //!
 //! An [`Engine`] is one model with its cache and all the device memory that it will ever need.
-//! There is one way to run tokens, a batch of [`Span`]s, and four things to want of it: nothing
-//! ([`Engine::prefill`]), log-probabilities of given tokens ([`Engine::logprobs`]), the next
-//! tokens ([`Engine::sample`]) or the logits that they would be drawn from ([`Engine::logits`]).
-//! A row's result does not depend on what else is in the batch.
+//! There is one way to run tokens, a batch of [`Span`]s, and three things to want of it: nothing
+//! ([`Engine::prefill`]), log-probabilities of given tokens ([`Engine::logprobs`]), or the tokens
+//! that come next ([`Engine::begin`] and what follows it in chunk.rs). A row's result does not
+//! depend on what else is in the batch.
 
 mod batch;
+mod chunk;
 pub mod config;
 mod gpt2;
 mod llama;
@@ -22,7 +23,7 @@ pub use config::Config;
 pub use model::Model;
 pub use pair::Pair;
 
-use crate::backend::{Backend, PAGE_LEN, PoolShape, SampleRow};
+use crate::backend::{Backend, PAGE_LEN, PoolShape};
 use crate::error::Result;
 use crate::kv_cache::PageCopy;
 use crate::tensor::bf16;
@@ -37,7 +38,7 @@ pub struct Limits {
     pub pages: usize,
     /// Rows that run together; larger batches are cut up.
     pub rows: usize,
-    /// Rows whose logits exist at the same time; more are sampled in turns.
+    /// Rows whose logits exist at the same time; more are continued in turns.
     pub logit_rows: usize,
 }
 
@@ -51,16 +52,14 @@ pub struct Engine<B: Backend> {
     pool: Pool<B>,
     batch: Batch<B>,
     activations: Activations<B>,
-    /// Rows of the batch that are read out, `[rows]`.
-    picks: B::Buffer<u32>,
-    /// Their residual stream, `[rows, width]`.
-    picked: B::Buffer<f32>,
-    /// The same after the final norm, `[rows, width]`.
+    /// The residual stream after the final norm, `[rows, width]`.
     normed: B::Buffer<bf16>,
     /// `[logit_rows, vocab]`
     logits: B::Buffer<f32>,
     /// Tokens asked for, or drawn, `[rows]`.
     tokens: B::Buffer<u32>,
+    /// Tokens drawn since the host last looked, `[steps_per_look, logit_rows]`.
+    history: B::Buffer<u32>,
     /// `[rows]`
     logprobs: B::Buffer<f32>,
     /// Rows run since the engine was built.
@@ -88,11 +87,10 @@ impl<B: Backend> Engine<B> {
             pool: Pool { shape, data: backend.alloc(shape.len())?, cos_sin },
             batch: Batch::new(&*backend, limits.rows, context.div_ceil(PAGE_LEN))?,
             activations: Activations::new(&*backend, config, limits.rows)?,
-            picks: backend.alloc(limits.rows)?,
-            picked: backend.alloc(limits.rows * config.width)?,
             normed: backend.alloc(limits.rows * config.width)?,
             logits: backend.alloc(limits.logit_rows * config.vocab)?,
             tokens: backend.alloc(limits.rows)?,
+            history: backend.alloc(backend.steps_per_look() * limits.logit_rows)?,
             logprobs: backend.alloc(limits.rows)?,
             rows_run: 0,
             backend,
@@ -114,6 +112,11 @@ impl<B: Backend> Engine<B> {
     /// What the engine was built for.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// Tokens that [`Engine::begin`] can be asked for at once.
+    pub fn steps_per_look(&self) -> usize {
+        self.backend.steps_per_look()
     }
 
     /// Positions that a sequence can have.
@@ -161,97 +164,6 @@ impl<B: Backend> Engine<B> {
         Ok(out)
     }
 
-    /// Draws the token after each span: one [`SampleRow`] per span.
-    pub fn sample(&mut self, spans: &[Span<'_>], rows: &[SampleRow]) -> Result<Vec<u32>> {
-        assert_eq!(spans.len(), rows.len(), "one draw per span");
-        let mut tokens = Vec::with_capacity(rows.len());
-        for (spans, rows) in
-            spans.chunks(self.limits.logit_rows).zip(rows.chunks(self.limits.logit_rows))
-        {
-            self.logits(spans)?;
-            tokens.extend(self.sample_logits(rows)?);
-        }
-        Ok(tokens)
-    }
-
-    /// Computes the logits after each of at most `logit_rows` spans and keeps them for
-    /// [`Engine::sample_logits`], [`Engine::add_guidance`] and [`Engine::read_logits`].
-    pub fn logits(&mut self, spans: &[Span<'_>]) -> Result<()> {
-        assert!(spans.len() <= self.limits.logit_rows, "more rows than logits");
-        let last_rows: Vec<usize> = spans
-            .iter()
-            .scan(0, |end, span| {
-                *end += span.tokens.len();
-                Some(*end - 1)
-            })
-            .collect();
-        // The rows wanted may be spread over several windows: gather them first, so that the
-        // head runs once.
-        let mut first = 0;
-        let mut picked: Vec<f32> = Vec::new();
-        let width = self.model.config.width;
-        let single = spans.iter().map(|span| span.tokens.len()).sum::<usize>() <= self.limits.rows;
-        self.run(spans, |engine, window| {
-            let picks: Vec<u32> = last_rows[first..]
-                .iter()
-                .take_while(|row| window.contains(row))
-                .map(|row| (row - window.start) as u32)
-                .collect();
-            first += picks.len();
-            let backend = &engine.backend;
-            backend.upload(&picks, &mut engine.picks)?;
-            backend.gather_rows(
-                picks.len(),
-                width,
-                &engine.picks,
-                &engine.activations.x,
-                &mut engine.picked,
-            )?;
-            if !single {
-                let mut rows = vec![0.0; picks.len() * width];
-                backend.download(&engine.picked, &mut rows)?;
-                picked.extend(rows);
-            }
-            Ok(())
-        })?;
-        if !single {
-            self.backend.upload(&picked, &mut self.picked)?;
-        }
-        let rows = spans.len();
-        self.model.final_norm(&*self.backend, rows, &self.picked, &mut self.normed)?;
-        self.backend.logits(rows, &self.normed, &self.model.head, &mut self.logits)
-    }
-
-    /// Adds `weight · (log softmax(tuned) − log softmax(untuned))` to the logits kept by
-    /// [`Engine::logits`], from the logits that the pair's engines kept for the same rows.
-    pub fn add_guidance(
-        &mut self,
-        rows: usize,
-        weight: f32,
-        tuned: &Engine<B>,
-        untuned: &Engine<B>,
-    ) -> Result<()> {
-        let vocab = self.model.config.vocab;
-        let logits = &mut self.logits;
-        self.backend.add_guidance(rows, vocab, weight, &tuned.logits, &untuned.logits, logits)
-    }
-
-    /// Draws one token per row from the logits kept by [`Engine::logits`].
-    pub fn sample_logits(&mut self, rows: &[SampleRow]) -> Result<Vec<u32>> {
-        let vocab = self.model.config.vocab;
-        self.backend.sample(rows, vocab, &self.logits, &mut self.tokens)?;
-        let mut tokens = vec![0; rows.len()];
-        self.backend.download(&self.tokens, &mut tokens)?;
-        Ok(tokens)
-    }
-
-    /// The logits kept by [`Engine::logits`], `[rows, vocab]`.
-    pub fn read_logits(&self, rows: usize) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; rows * self.model.config.vocab];
-        self.backend.download(&self.logits, &mut out)?;
-        Ok(out)
-    }
-
     /// Runs all rows of `spans`, at most `limits.rows` at a time, and shows `read` each window
     /// of them while its activations are there.
     fn run(
@@ -262,7 +174,7 @@ impl<B: Backend> Engine<B> {
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         for first in (0..rows).step_by(self.limits.rows) {
             let window = first..rows.min(first + self.limits.rows);
-            self.batch.fill(&*self.backend, spans, window.clone())?;
+            self.batch.fill(&*self.backend, spans, window.clone(), 0)?;
             self.rows_run += window.len() as u64;
             self.model.forward(
                 &*self.backend,

@@ -65,10 +65,22 @@ impl<B: Backend> Pair<B> {
         Ok([self.tuned.logprobs(spans, targets)?, self.untuned.logprobs(spans, targets)?])
     }
 
-    /// [`Engine::logits`] of both.
-    pub fn logits(&mut self, spans: &[Span<'_>]) -> Result<()> {
-        self.tuned.logits(spans)?;
-        self.untuned.logits(spans)
+    /// [`Engine::begin`] of both.
+    pub fn begin(&mut self, spans: &[Span<'_>], steps: usize) -> Result<()> {
+        self.tuned.begin(spans, steps)?;
+        self.untuned.begin(spans, steps)
+    }
+
+    /// [`Engine::next_logits`] of both.
+    pub fn next_logits(&mut self) -> Result<()> {
+        self.tuned.next_logits()?;
+        self.untuned.next_logits()
+    }
+
+    /// [`Engine::advance`] of both, to what `leader` drew.
+    pub fn follow(&mut self, step: usize, leader: &Engine<B>) -> Result<()> {
+        self.tuned.advance(step, Some(leader))?;
+        self.untuned.advance(step, Some(leader))
     }
 }
 

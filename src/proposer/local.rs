@@ -78,53 +78,95 @@ impl<B: Backend> LocalProposer<B> {
         }
     }
 
-    /// The next token of every draft.
-    fn step(&mut self, drafts: &mut [&mut Draft<'_, LocalState>]) -> Result<Vec<u32>> {
+    /// Makes room for `steps` more tokens in one stream of every draft.
+    fn make_room(
+        &mut self,
+        drafts: &mut [&mut Draft<'_, LocalState>],
+        stream: usize,
+        steps: usize,
+    ) -> Result<()> {
+        let copies = drafts
+            .iter_mut()
+            .filter_map(|draft| draft.state.sequences[stream].append(steps).transpose())
+            .collect::<Result<Vec<PageCopy>>>()?;
+        match stream.checked_sub(1) {
+            None => self.engine.copy_pages(&copies),
+            Some(pair) => self.guidance[pair].pair().copy_pages(&copies),
+        }
+    }
+
+    /// The next `steps` tokens of every draft, `[steps, drafts]`, without looking at them.
+    fn draw(
+        &mut self,
+        drafts: &mut [&mut Draft<'_, LocalState>],
+        steps: usize,
+    ) -> Result<Vec<u32>> {
         for stream in 0..=self.guidance.len() {
-            let copies = drafts
-                .iter_mut()
-                .filter_map(|draft| draft.state.sequences[stream].append(1).transpose())
-                .collect::<Result<Vec<PageCopy>>>()?;
-            match stream.checked_sub(1) {
-                None => self.engine.copy_pages(&copies)?,
-                Some(pair) => self.guidance[pair].pair().copy_pages(&copies)?,
-            }
+            self.make_room(drafts, stream, steps)?;
         }
-        let rows: Vec<SampleRow> = drafts.iter().map(|draft| sample_row(draft)).collect();
-        if self.guidance.is_empty() {
-            return self.engine.sample(&spans(drafts, 0), &rows);
+        self.engine.begin(&spans(drafts, 0, steps), steps)?;
+        for (index, guidance) in self.guidance.iter().enumerate() {
+            guidance.pair().begin(&spans(drafts, index + 1, steps), steps)?;
         }
-        let mut tokens = Vec::with_capacity(rows.len());
-        let group = self.engine.limits().logit_rows;
-        for (drafts, rows) in drafts.chunks(group).zip(rows.chunks(group)) {
-            self.engine.logits(&spans(drafts, 0))?;
-            for (index, guidance) in self.guidance.iter().enumerate() {
+        for step in 0..steps {
+            self.engine.next_logits()?;
+            for guidance in &self.guidance {
                 let mut pair = guidance.pair();
-                pair.logits(&spans(drafts, index + 1))?;
-                let Pair { tuned, untuned, .. } = &*pair;
-                self.engine.add_guidance(rows.len(), guidance.weight, tuned, untuned)?;
+                pair.next_logits()?;
+                self.engine.add_guidance(guidance.weight, &pair.tuned, &pair.untuned)?;
             }
-            tokens.extend(self.engine.sample_logits(rows)?);
+            let rows: Vec<SampleRow> = drafts.iter().map(|draft| sample_row(draft, step)).collect();
+            self.engine.draw(&rows)?;
+            self.engine.advance(step, None)?;
+            for guidance in &self.guidance {
+                guidance.pair().follow(step, &self.engine)?;
+            }
         }
-        Ok(tokens)
+        self.engine.drawn(steps)
+    }
+
+    /// Adds drawn tokens to a draft until it ends, and gives up the room of the others.
+    fn take(&self, draft: &mut Draft<'_, LocalState>, tokens: impl ExactSizeIterator<Item = u32>) {
+        let (steps, mut taken) = (tokens.len(), 0);
+        for token in tokens {
+            draft.state.pending.fill(token);
+            taken += 1;
+            if self.eos.contains(&token) {
+                draft.response.push_eos(token);
+            } else {
+                draft.response.push(token, self.format.tokenizer.bytes(token), draft.stop);
+            }
+            if draft.response.finish.is_some() {
+                break;
+            }
+        }
+        for sequence in &mut draft.state.sequences {
+            sequence.truncate(sequence.len() - (steps - taken));
+        }
     }
 }
 
-/// Each draft's pending token in one stream.
-fn spans<'a>(drafts: &'a [&mut Draft<'_, LocalState>], stream: usize) -> Vec<Span<'a>> {
+/// Each draft's pending token in one stream, whose sequences have room for `steps` tokens from it
+/// on.
+fn spans<'a>(
+    drafts: &'a [&mut Draft<'_, LocalState>],
+    stream: usize,
+    steps: usize,
+) -> Vec<Span<'a>> {
     drafts
         .iter()
         .map(|draft| {
             let sequence = &draft.state.sequences[stream];
             let tokens = std::slice::from_ref(&draft.state.pending[stream]);
-            Span { tokens, start: sequence.len() - 1, sequence }
+            Span { tokens, start: sequence.len() - steps, sequence }
         })
         .collect()
 }
 
-fn sample_row<S>(draft: &Draft<'_, S>) -> SampleRow {
+/// How to draw a draft's token `step` tokens from now.
+fn sample_row<S>(draft: &Draft<'_, S>, step: usize) -> SampleRow {
     let mut draw = draft.draw;
-    draw.position = draft.response.tokens.len() as u32;
+    draw.position = (draft.response.tokens.len() + step) as u32;
     SampleRow {
         temperature: draft.sampling.temperature,
         top_k: draft.sampling.top_k,
@@ -213,25 +255,26 @@ impl<B: Backend> Proposer for LocalProposer<B> {
     }
 
     fn extend(&mut self, drafts: &mut [Draft<'_, LocalState>]) -> Result<()> {
-        let steps = drafts.iter().map(|draft| draft.steps).max().unwrap_or(0);
-        for step in 0..steps {
-            let mut live: Vec<_> = drafts
+        let ends: Vec<usize> =
+            drafts.iter().map(|draft| draft.response.tokens.len() + draft.steps).collect();
+        loop {
+            let (mut live, left): (Vec<_>, Vec<_>) = drafts
                 .iter_mut()
-                .filter(|draft| step < draft.steps && draft.response.finish.is_none())
-                .collect();
-            if live.is_empty() {
-                break;
-            }
-            let tokens = self.step(&mut live)?;
-            for (draft, token) in live.into_iter().zip(tokens) {
-                draft.state.pending.fill(token);
-                if self.eos.contains(&token) {
-                    draft.response.push_eos(token);
-                } else {
-                    draft.response.push(token, self.format.tokenizer.bytes(token), draft.stop);
+                .zip(&ends)
+                .map(|(draft, end)| (end - draft.response.tokens.len(), draft))
+                .filter(|(left, draft)| *left > 0 && draft.response.finish.is_none())
+                .map(|(left, draft)| (draft, left))
+                .unzip();
+            let Some(nearest) = left.into_iter().min() else {
+                return Ok(());
+            };
+            let steps = nearest.min(self.engine.steps_per_look());
+            for group in live.chunks_mut(self.engine.limits().logit_rows) {
+                let (tokens, rows) = (self.draw(group, steps)?, group.len());
+                for (index, draft) in group.iter_mut().enumerate() {
+                    self.take(draft, tokens.iter().skip(index).step_by(rows).copied());
                 }
             }
         }
-        Ok(())
     }
 }

@@ -14,12 +14,12 @@ fn run<B: Backend>(backend: &B, rows: usize, vocab: usize) -> Vec<f32> {
 /// below 100.
 #[test]
 fn add_guidance_agrees_with_the_oracle() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for vocab in [1, 15, 17, 64, 1500] {
             for rows in ROWS {
-                let ours = run(&cpu, rows, vocab);
+                let ours = run(&backend, rows, vocab);
                 assert_close(&name, &ours, &run(&Oracle, rows, vocab), 0.0, 5e-5);
             }
         }
-    }
+    });
 }

@@ -74,7 +74,7 @@ fn run<B: Backend>(backend: &B, case: &Case, inputs: &Inputs) -> Vec<bf16> {
 #[test]
 fn attention_agrees_with_the_oracle() {
     let shapes = [(1, 1, 8), (4, 2, 16), (4, 1, 64), (3, 3, 5), (2, 1, 80), (2, 2, 128)];
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for (query, kv, dim) in shapes {
             for window in [None, Some(1), Some(5), Some(24), Some(900)] {
                 let heads = Heads { query, kv, dim };
@@ -82,18 +82,18 @@ fn attention_agrees_with_the_oracle() {
                 let case = Case { heads, window, segments };
                 let inputs = Inputs::new(&case);
                 let name = format!("{name}, {heads:?}, window {window:?}");
-                let (ours, oracle) = (run(&cpu, &case, &inputs), run(&Oracle, &case, &inputs));
+                let (ours, oracle) = (run(&backend, &case, &inputs), run(&Oracle, &case, &inputs));
                 assert_close(&name, &ours, &oracle, BF16, 1e-5);
             }
         }
-    }
+    });
 }
 
 /// Goal: decoding one row alone gives the bits that it has within a longer segment, for heads that
 /// fill vectors and heads that do not.
 #[test]
 fn a_row_does_not_notice_its_segment() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for (dim, window) in [
             (16, None),
             (16, Some(7)),
@@ -106,7 +106,7 @@ fn a_row_does_not_notice_its_segment() {
             let heads = Heads { query: 4, kv: 2, dim };
             let case = Case { heads, window, segments: vec![(5, 90)] };
             let inputs = Inputs::new(&case);
-            let whole = run(&cpu, &case, &inputs);
+            let whole = run(&backend, &case, &inputs);
             for row in [0, 1, 10, 11, 43, 89] {
                 let alone = Inputs {
                     segments: vec![Segment { first_row: 0, rows: 1, first_position: 5 + row }],
@@ -119,26 +119,26 @@ fn a_row_does_not_notice_its_segment() {
                 };
                 let width = heads.query_width();
                 assert_eq!(
-                    run(&cpu, &case, &alone)[..width],
+                    run(&backend, &case, &alone)[..width],
                     whole[row * width..][..width],
                     "{name}: row {row}, {dim} channels, window {window:?}"
                 );
             }
         }
-    }
+    });
 }
 
 /// Goal: a slot that a row does not see contributes exactly nothing, not even 0 · NaN: pages are
 /// handed on from sequence to sequence with what was in them.
 #[test]
 fn unseen_slots_may_hold_anything() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for (dim, window) in [(8, None), (16, Some(5)), (64, None), (64, Some(20)), (80, Some(33))]
         {
             let heads = Heads { query: 4, kv: 2, dim };
             let case = Case { heads, window, segments: vec![(0, 3), (20, 1), (45, 2), (63, 1)] };
             let mut inputs = Inputs::new(&case);
-            let clean = run(&cpu, &case, &inputs);
+            let clean = run(&backend, &case, &inputs);
             let mut seen = vec![false; inputs.shape.pages * PAGE_LEN];
             for (index, &(start, rows)) in case.segments.iter().enumerate() {
                 let first = window.map_or(0, |window| (start + 1_usize).saturating_sub(window));
@@ -153,9 +153,9 @@ fn unseen_slots_may_hold_anything() {
                     inputs.pool[start + slot % PAGE_LEN * dim..][..dim].fill(bf16::NAN);
                 }
             }
-            assert_eq!(run(&cpu, &case, &inputs), clean, "{name}, {dim} channels, {window:?}");
+            assert_eq!(run(&backend, &case, &inputs), clean, "{name}, {dim} channels, {window:?}");
         }
-    }
+    });
 }
 
 /// Goal: scores that rise and fall by hundreds over many pages: the running maximum is right, and
@@ -163,12 +163,12 @@ fn unseen_slots_may_hold_anything() {
 #[test]
 fn far_apart_scores_agree_with_the_oracle() {
     let heads = Heads { query: 2, kv: 1, dim: 64 };
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         let case = Case { heads, window: None, segments: vec![(250, 6), (100, 1)] };
         let mut inputs = Inputs::new(&case);
         inputs.qkv.iter_mut().for_each(|q| *q = bf16::from_f32(q.to_f32() * 32.0));
-        let (ours, oracle) = (run(&cpu, &case, &inputs), run(&Oracle, &case, &inputs));
+        let (ours, oracle) = (run(&backend, &case, &inputs), run(&Oracle, &case, &inputs));
         // Scores up to 64 · 64 · 0.3 = 1,200 with 64 roundings of 2^-24 each: 5e-3 in the weights.
         assert_close(&name, &ours, &oracle, BF16, 5e-3);
-    }
+    });
 }

@@ -12,9 +12,15 @@ fn run<B: Backend>(backend: &B, shape: PoolShape, copies: &[(u32, u32)]) -> Vec<
 #[test]
 fn copy_pages_copies_all_layers() {
     let shape = PoolShape { layers: 3, pages: 9, heads: Heads { query: 4, kv: 2, dim: 6 } };
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for copies in [&[][..], &[(0, 8)], &[(3, 1), (3, 0), (2, 7), (8, 6)]] {
-            assert_close(&name, &run(&cpu, shape, copies), &run(&Oracle, shape, copies), 0.0, 0.0);
+            assert_close(
+                &name,
+                &run(&backend, shape, copies),
+                &run(&Oracle, shape, copies),
+                0.0,
+                0.0,
+            );
         }
-    }
+    });
 }

@@ -14,12 +14,12 @@ fn run<B: Backend>(backend: &B, rows: usize, vocab: usize, width: usize) -> Vec<
 /// Goal: rows of the table, exactly, whatever its packed form.
 #[test]
 fn embed_copies_rows_of_the_table() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for (vocab, width) in [(1, 1), (65, 17), (130, 64), (63, 33)] {
             for rows in ROWS {
-                let ours = run(&cpu, rows, vocab, width);
+                let ours = run(&backend, rows, vocab, width);
                 assert_close(&name, &ours, &run(&Oracle, rows, vocab, width), 0.0, 0.0);
             }
         }
-    }
+    });
 }

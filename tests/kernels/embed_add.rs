@@ -13,17 +13,17 @@ fn run<B: Backend>(backend: &B, rows: usize, width: usize) -> Vec<f32> {
 /// Goal: one f32 addition per number (2^-24 relative, of a sum below 2).
 #[test]
 fn embed_add_adds_rows_of_the_table() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for width in [1, 17, 64] {
             for rows in ROWS {
                 assert_close(
                     &name,
-                    &run(&cpu, rows, width),
+                    &run(&backend, rows, width),
                     &run(&Oracle, rows, width),
                     0.0,
                     1.2e-7,
                 );
             }
         }
-    }
+    });
 }

@@ -2,6 +2,7 @@
 
 use trimtab::backend::Backend;
 use trimtab::backend::cpu::{CpuBackend, Isa};
+use trimtab::backend::cuda::{CudaBackend, Driver, Emulator};
 use trimtab::tensor::{Element, HostMatrix, bf16};
 
 pub use crate::oracle::Oracle;
@@ -59,6 +60,30 @@ impl Random {
         }
         list
     }
+}
+
+/// Runs a block with every backend that is tested: the CPU in all its ways, the kernels on the
+/// emulator with their threads in two orders, and on the GPU where `TRIMTAB_TEST_DEVICE` is
+/// `cuda`. The block names what it is given: `|name, backend| { … }`.
+macro_rules! on_every_backend {
+    (|$name:ident, $backend:ident| $body:block) => {{
+        for ($name, $backend) in crate::harness::paths() $body
+        for ($name, $backend) in crate::harness::emulators() $body
+        for ($name, $backend) in crate::harness::gpus() $body
+    }};
+}
+pub(crate) use on_every_backend;
+
+/// The kernels on the emulator.
+pub fn emulators() -> Vec<(String, CudaBackend<Emulator>)> {
+    let emulator = |seed| (format!("emulator, order {seed}"), CudaBackend::emulated(seed).unwrap());
+    vec![emulator(1), emulator(2)]
+}
+
+/// The kernels on a GPU, if one is to be tested.
+pub fn gpus() -> Vec<(String, CudaBackend<Driver>)> {
+    let wanted = std::env::var_os("TRIMTAB_TEST_DEVICE").is_some_and(|device| device == "cuda");
+    wanted.then(|| ("cuda".to_owned(), CudaBackend::open().unwrap())).into_iter().collect()
 }
 
 /// The CPU in every way that this machine allows.

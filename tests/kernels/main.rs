@@ -8,11 +8,11 @@ mod oracle;
 mod harness;
 
 mod add_guidance;
+mod advance;
 mod attention;
 mod copy_pages;
 mod embed;
 mod embed_add;
-mod gather_rows;
 mod gelu;
 mod layer_norm;
 mod logits;

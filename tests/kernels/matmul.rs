@@ -46,36 +46,39 @@ fn run<B: Backend>(backend: &B, case: &Case) -> Vec<bf16> {
 /// Goal: all shapes, with and without bias, on all paths.
 #[test]
 fn matmul_agrees_with_the_oracle() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for shape in SHAPES {
             for rows in ROWS {
                 let case = Case::new(rows, shape, rows % 2 == 0);
                 let name = format!("{name}, {rows} rows of {shape:?}");
                 let bound = case.error();
-                assert_close(&name, &run(&cpu, &case), &run(&Oracle, &case), BF16, bound);
+                assert_close(&name, &run(&backend, &case), &run(&Oracle, &case), BF16, bound);
             }
         }
-    }
+    });
 }
 
 /// Goal: a row's bits are the same alone and in any batch, also one large enough to be cut into
 /// blocks and spread over threads.
 #[test]
 fn a_row_does_not_notice_its_batch() {
-    let shapes = [(130, 193), (1101, 70)];
-    for ((name, cpu), shape) in paths().iter().flat_map(|path| shapes.map(|shape| (path, shape))) {
-        let case = Case::new(301, shape, true);
-        let whole = run(cpu, &case);
-        for (first, rows) in [(0, 1), (5, 2), (100, 96), (200, 101), (300, 1)] {
-            let x = case.x[first * case.inputs..][..rows * case.inputs].to_vec();
-            let (weight, bias) = (case.weight.clone(), case.bias.clone());
-            let part = Case { rows, x, weight, bias, ..case };
-            let bits = |values: &[bf16]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            assert_eq!(
-                bits(&run(cpu, &part)[..rows * case.outputs]),
-                bits(&whole[first * case.outputs..][..rows * case.outputs]),
-                "{name}, {shape:?}: rows {first}.."
-            );
+    on_every_backend!(|name, backend| {
+        for shape in [(130, 193), (1101, 70)] {
+            let case = Case::new(301, shape, true);
+            let whole = run(&backend, &case);
+            for (first, rows) in
+                [(0, 1), (5, 2), (100, 96), (200, 101), (300, 1), (7, 13), (20, 31), (60, 64)]
+            {
+                let x = case.x[first * case.inputs..][..rows * case.inputs].to_vec();
+                let (weight, bias) = (case.weight.clone(), case.bias.clone());
+                let part = Case { rows, x, weight, bias, ..case };
+                let bits = |values: &[bf16]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(
+                    bits(&run(&backend, &part)[..rows * case.outputs]),
+                    bits(&whole[first * case.outputs..][..rows * case.outputs]),
+                    "{name}, {shape:?}: rows {first}.."
+                );
+            }
         }
-    }
+    });
 }

@@ -16,14 +16,14 @@ fn run<B: Backend>(backend: &B, case: &Case) -> Vec<f32> {
 /// numbers below 300.
 #[test]
 fn matmul_add_agrees_with_the_oracle() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for shape in SHAPES {
             for rows in ROWS {
                 let case = Case::new(rows, shape, rows % 2 == 1);
                 let bound = case.error() + 3.0 * 300.0 * 2f64.powi(-24);
                 let name = format!("{name}, {rows} rows of {shape:?}");
-                assert_close(&name, &run(&cpu, &case), &run(&Oracle, &case), 0.0, bound);
+                assert_close(&name, &run(&backend, &case), &run(&Oracle, &case), 0.0, bound);
             }
         }
-    }
+    });
 }

@@ -20,18 +20,18 @@ fn run<B: Backend>(backend: &B, rows: usize, heads: Heads) -> Vec<bf16> {
 /// roundings remain as an absolute error.
 #[test]
 fn rope_agrees_with_the_oracle() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for (query, kv, dim) in [(1, 1, 2), (4, 2, 16), (3, 1, 80), (8, 8, 8), (2, 1, 64)] {
             let heads = Heads { query, kv, dim };
             for rows in ROWS {
                 assert_close(
                     &name,
-                    &run(&cpu, rows, heads),
+                    &run(&backend, rows, heads),
                     &run(&Oracle, rows, heads),
                     BF16,
                     1e-6,
                 );
             }
         }
-    }
+    });
 }

@@ -21,7 +21,7 @@ fn run<B: Backend>(backend: &B, rows: &[SampleRow], vocab: usize, logits: &[f32]
 /// within rounding of a token's edge may go to either side: at most 1 in 1,000 here.
 #[test]
 fn sample_agrees_with_the_oracle() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         let (mut different, mut drawn) = (0, 0);
         for vocab in [1, 2, 17, 300, 5000] {
             for (temperature, top_k, top_p) in [
@@ -40,7 +40,7 @@ fn sample_agrees_with_the_oracle() {
                 // Equal logits now and then: ties.
                 let logits: Vec<f32> =
                     (0..60 * vocab).map(|_| (random.unit() * 6.0 * 16.0).round() / 16.0).collect();
-                let ours = run(&cpu, &rows, vocab, &logits);
+                let ours = run(&backend, &rows, vocab, &logits);
                 for (i, (row, ours)) in rows.iter().zip(ours).enumerate() {
                     let logits: Vec<f64> =
                         logits[i * vocab..][..vocab].iter().map(|&l| f64::from(l)).collect();
@@ -50,14 +50,16 @@ fn sample_agrees_with_the_oracle() {
             }
         }
         assert!(different * 1000 <= drawn, "{name}: {different} of {drawn} differ");
-    }
+    });
 }
 
 /// Goal: temperature 0 takes the largest logit, and the lowest id of equal ones.
 #[test]
 fn greedy_takes_the_lowest_of_equal_ids() {
-    let tokens = run(&cpu(), &[row(0.0, 50, 1.0, 0)], 5, &[1.0, 3.0, 2.0, 3.0, 3.0]);
-    assert_eq!(tokens, [1]);
+    on_every_backend!(|name, backend| {
+        let tokens = run(&backend, &[row(0.0, 50, 1.0, 0)], 5, &[1.0, 3.0, 2.0, 3.0, 3.0]);
+        assert_eq!(tokens, [1], "{name}");
+    });
 }
 
 /// Goal: what top-k and top-p leave out is never drawn; what is tied with the k-th is.
@@ -115,12 +117,12 @@ fn bad_logits_still_give_a_token() {
         ([nan, -inf, 2.0, 3.0], 3),
         ([1.0, inf, inf, nan], 1),
     ] {
-        for (name, cpu) in paths() {
+        on_every_backend!(|name, backend| {
             for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.5)] {
-                let tokens = run(&cpu, &[row(temperature, top_k, top_p, 1)], 4, &logits);
+                let tokens = run(&backend, &[row(temperature, top_k, top_p, 1)], 4, &logits);
                 assert_eq!(tokens, [expected], "{name}: {logits:?}, top-k {top_k}, top-p {top_p}");
             }
-        }
+        });
     }
 }
 

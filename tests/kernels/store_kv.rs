@@ -14,13 +14,13 @@ fn run<B: Backend>(backend: &B, rows: usize, shape: PoolShape, layer: usize) -> 
 /// Goal: keys and values in their slots of one layer, and nothing else touched.
 #[test]
 fn store_kv_writes_slots() {
-    for (name, cpu) in paths() {
+    on_every_backend!(|name, backend| {
         for (query, kv, dim) in [(1, 1, 1), (4, 2, 16), (6, 3, 5)] {
             let shape = PoolShape { layers: 3, pages: 4, heads: Heads { query, kv, dim } };
             for (layer, rows) in [0, 1, 2, 0, 1, 2, 1].into_iter().zip(ROWS) {
-                let ours = run(&cpu, rows, shape, layer);
+                let ours = run(&backend, rows, shape, layer);
                 assert_close(&name, &ours, &run(&Oracle, rows, shape, layer), 0.0, 0.0);
             }
         }
-    }
+    });
 }

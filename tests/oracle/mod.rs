@@ -7,7 +7,7 @@
 
 use std::marker::PhantomData;
 
-use trimtab::backend::{Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow};
+use trimtab::backend::{Advance, Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow};
 use trimtab::error::Result;
 use trimtab::tensor::{Element, HostMatrix, bf16};
 
@@ -118,22 +118,6 @@ impl Backend for Oracle {
             for i in 0..table.cols {
                 x.values[row * table.cols + i] +=
                     table.values[positions.index(row) * table.cols + i];
-            }
-        }
-        Ok(())
-    }
-
-    fn gather_rows(
-        &self,
-        rows: usize,
-        width: usize,
-        indices: &Numbers<u32>,
-        x: &Numbers<f32>,
-        out: &mut Numbers<f32>,
-    ) -> Result<()> {
-        for row in 0..rows {
-            for i in 0..width {
-                out.values[row * width + i] = x.values[indices.index(row) * width + i];
             }
         }
         Ok(())
@@ -405,6 +389,21 @@ impl Backend for Oracle {
         for (row, how) in rows.iter().enumerate() {
             let logits = &logits.values[row * vocab..][..vocab];
             tokens.values[row] = pick(how, logits) as f64;
+        }
+        Ok(())
+    }
+
+    fn advance(&self, args: Advance<'_, Self>) -> Result<()> {
+        for row in 0..args.rows {
+            let position = args.positions.index(row) + 1;
+            args.history.values[args.step * args.rows + row] = args.drawn.values[row];
+            args.tokens.values[row] = args.drawn.values[row];
+            args.positions.values[row] = position as f64;
+            let page = position / PAGE_LEN;
+            if page < args.table_stride {
+                let page = args.tables.index(row * args.table_stride + page);
+                args.slots.values[row] = (page * PAGE_LEN + position % PAGE_LEN) as f64;
+            }
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ pub use buffer::Buffer;
 pub use isa::Isa;
 pub use matrix::Matrix;
 
-use super::{Attention, Backend, Heads, PoolShape, SampleRow};
+use super::{Advance, Attention, Backend, Heads, PoolShape, SampleRow};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
 use buffer::Shared;
@@ -156,20 +156,6 @@ impl Backend for CpuBackend {
         x: &mut Buffer<f32>,
     ) -> Result<()> {
         rows::embed_add(&positions[..rows], table, &mut x[..rows * table.inputs]);
-        Ok(())
-    }
-
-    fn gather_rows(
-        &self,
-        rows: usize,
-        width: usize,
-        indices: &Buffer<u32>,
-        x: &Buffer<f32>,
-        out: &mut Buffer<f32>,
-    ) -> Result<()> {
-        for (&index, out) in indices[..rows].iter().zip(out.chunks_exact_mut(width)) {
-            out.copy_from_slice(&x[index as usize * width..][..width]);
-        }
         Ok(())
     }
 
@@ -351,6 +337,11 @@ impl Backend for CpuBackend {
         tokens: &mut Buffer<u32>,
     ) -> Result<()> {
         sample::sample(self, rows, vocab, logits, tokens);
+        Ok(())
+    }
+
+    fn advance(&self, args: Advance<'_, Self>) -> Result<()> {
+        rows::advance(args);
         Ok(())
     }
 }

@@ -1,9 +1,10 @@
 //! Ops that treat each row, or each number, by itself.
 
+use super::CpuBackend;
 use super::isa::vectorized;
 use super::math::{exp, narrow, sum, tanh, widen};
 use super::matrix::Matrix;
-use crate::backend::{Heads, PAGE_LEN, PoolShape};
+use crate::backend::{Advance, Heads, PAGE_LEN, PoolShape};
 use crate::tensor::bf16;
 
 /// `out[r] = table[tokens[r]]`
@@ -148,4 +149,20 @@ vectorized! {
     pub fn store_half(sums: &[f32], bias: Option<&[f32]>, out: &mut [bf16]) = narrow_sums;
     /// The end of a matmul: sums and bias added to the residual stream.
     pub fn add(sums: &[f32], bias: Option<&[f32]>, out: &mut [f32]) = add_sums;
+}
+
+/// Moves rows to their next tokens; see [`Advance`].
+pub fn advance(args: Advance<'_, CpuBackend>) {
+    let Advance { rows, step, drawn, tables, table_stride, tokens, positions, slots, history } =
+        args;
+    history[step * rows..][..rows].copy_from_slice(&drawn[..rows]);
+    tokens[..rows].copy_from_slice(&drawn[..rows]);
+    for row in 0..rows {
+        positions[row] += 1;
+        let (page, offset) =
+            (positions[row] as usize / PAGE_LEN, positions[row] as usize % PAGE_LEN);
+        if page < table_stride {
+            slots[row] = tables[row * table_stride + page] * PAGE_LEN as u32 + offset as u32;
+        }
+    }
 }

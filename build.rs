@@ -1,0 +1,140 @@
+//! Compiles kernels/ twice: for the emulator always, for GPUs when nvcc is found.
+//!
+//! nvcc is looked for in NVCC, CUDA_HOME, PATH and .toolchain (see tools/toolchain.sh). Without it
+//! the program builds all the same, and `--device cuda` says what is missing.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// Real machine code for the A100's and the H100's generation, and PTX for all that come after.
+const TARGETS: [&str; 3] = [
+    "arch=compute_80,code=sm_80",
+    "arch=compute_90a,code=sm_90a",
+    "arch=compute_80,code=compute_80",
+];
+
+fn main() {
+    let kernels = Path::new("kernels");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rustc-check-cfg=cfg(has_cuda_kernels)");
+    let files = sources(kernels);
+    emulator(kernels, &files, &out);
+    gpu(kernels, &files, &out);
+}
+
+/// All .cu files, sorted.
+fn sources(kernels: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(kernels).expect("kernels/ is there");
+    let paths = entries.map(|entry| entry.expect("kernels/ can be listed").path());
+    let mut files: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
+    files.sort();
+    files
+}
+
+/// Name and parameters of every `extern "C" __global__ void … name(const Params p)`.
+fn entries(file: &Path) -> Vec<(String, String)> {
+    let text = fs::read_to_string(file).expect("a kernel file can be read");
+    let heads = text.split("extern \"C\" __global__ void").skip(1);
+    let entries = heads.map(|head| {
+        let (before, after) = head.split_once("(const ").expect("a kernel takes (const Params p)");
+        let name = before.split_whitespace().last().expect("a kernel has a name");
+        let params = after.split_whitespace().next().expect("a kernel takes (const Params p)");
+        (name.to_owned(), params.to_owned())
+    });
+    entries.collect()
+}
+
+/// One file that includes all kernels.
+fn includes(kernels: &Path, files: &[PathBuf]) -> String {
+    let root = env::current_dir().expect("there is a current folder");
+    let mut text = String::new();
+    for file in files {
+        writeln!(text, "#include \"{}\"", root.join(file).display()).expect("a string grows");
+    }
+    assert!(kernels.is_relative());
+    text
+}
+
+/// The kernels as C++, with a table of them, and the emulator that runs them.
+fn emulator(kernels: &Path, files: &[PathBuf], out: &Path) {
+    let mut text = includes(kernels, files);
+    text.push_str(
+        "struct Kernel { const char *name; void (*run)(const void *); size_t params; };\n",
+    );
+    text.push_str("extern \"C\" const Kernel trimtab_emulator_kernels[] = {\n");
+    let mut names = String::from("&[\n");
+    for (name, params) in files.iter().flat_map(|file| entries(file)) {
+        writeln!(
+            text,
+            "  {{\"{name}\", [](const void *p) {{ {name}(*static_cast<const {params} *>(p)); }}, \
+             sizeof({params})}},"
+        )
+        .expect("a string grows");
+        writeln!(names, "    \"{name}\",").expect("a string grows");
+    }
+    text.push_str("  {nullptr, nullptr, 0}};\n");
+    names.push(']');
+    let table = out.join("emulated_kernels.cpp");
+    fs::write(&table, text).expect("OUT_DIR can be written");
+    fs::write(out.join("kernel_names.rs"), names).expect("OUT_DIR can be written");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .define("TRIMTAB_EMULATOR", None)
+        .include(kernels)
+        .flag_if_supported("-Wno-unknown-pragmas")
+        // Sums must not depend on which of them the compiler fuses.
+        .flag_if_supported("-ffp-contract=off")
+        .file(table)
+        .file(kernels.join("emulator/emulator.cpp"))
+        .compile("trimtab_emulator");
+}
+
+/// The kernels for GPUs, as one fat binary.
+fn gpu(kernels: &Path, files: &[PathBuf], out: &Path) {
+    for name in ["NVCC", "CUDA_HOME", "PATH"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    println!("cargo::rerun-if-changed=.toolchain/nvcc");
+    let Some(nvcc) = find_nvcc() else {
+        println!(
+            "cargo::warning=nvcc was not found: no GPU kernels are built (tools/toolchain.sh gets it)"
+        );
+        return;
+    };
+    let source = out.join("kernels.cu");
+    fs::write(&source, includes(kernels, files)).expect("OUT_DIR can be written");
+    let mut command = Command::new(&nvcc);
+    command.args(["-std=c++17", "-O3", "--fatbin", "--Werror", "all-warnings", "--threads", "2"]);
+    command.args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
+    command.arg("-I").arg(kernels).arg("-o").arg(out.join("kernels.fatbin")).arg(&source);
+    let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
+    assert!(
+        output.status.success(),
+        "{command:?} failed:\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    println!("cargo::rustc-cfg=has_cuda_kernels");
+}
+
+fn find_nvcc() -> Option<PathBuf> {
+    let from_variable = |name: &str, below: &str| {
+        env::var_os(name).filter(|value| !value.is_empty()).map(|v| PathBuf::from(v).join(below))
+    };
+    let named = env::var_os("NVCC").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folders: Vec<PathBuf> =
+        env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
+    named
+        .into_iter()
+        .chain(from_variable("CUDA_HOME", "bin/nvcc"))
+        .chain(folders.into_iter().map(|folder| folder.join("nvcc")))
+        .chain([PathBuf::from(".toolchain/nvcc")])
+        .find(|path| path.is_file())
+        .map(|path| fs::canonicalize(&path).unwrap_or(path))
+}

@@ -1,0 +1,267 @@
+// Picks a token for each row of logits, without sorting.
+//
+// Kept are the top_k largest logits and those tied with the last of them, then the most probable
+// of these that reach the mass top_p (of tied ones the lowest ids). Weights are
+// e^((logit - max) / temperature); the token is the first, in id order, at which the running sum
+// exceeds the draw times the kept mass. Sums are f64, in an order fixed by the vocabulary: each
+// warp has a range of it, lanes side by side.
+//
+// grid: rows; block: SAMPLE_THREADS; shared: the bins of a histogram. Passes over the row's logits
+// (4 bytes each, from the cache after the first): 1 if greedy, else 3, + 3 for top_k, + 33 for
+// top_p.
+#include "common.cuh"
+
+constexpr unsigned SAMPLE_THREADS = 512;
+constexpr unsigned SAMPLE_WARPS = SAMPLE_THREADS / 32;
+constexpr unsigned BINS = 2048;
+
+namespace {
+
+// Numbers in the order of the floats that they stand for.
+__device__ inline unsigned key_of(float value) {
+  unsigned bits = __float_as_uint(value);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// Ten rounds of Philox4x32 (Salmon et al., SC 2011); the first word.
+__device__ inline unsigned philox(const SampleRowParams &row) {
+  unsigned c0 = row.candidate, c1 = row.position, c2 = row.stream[0], c3 = row.stream[1];
+  unsigned k0 = row.seed[0], k1 = row.seed[1];
+  for (unsigned round = 0; round < 10; round++) {
+    unsigned long long a = c0 * 0xD2511F53ull, b = c2 * 0xCD9E8D57ull;
+    unsigned high_a = unsigned(a >> 32), high_b = unsigned(b >> 32);
+    c0 = high_b ^ c1 ^ k0;
+    c1 = unsigned(b);
+    c2 = high_a ^ c3 ^ k1;
+    c3 = unsigned(a);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return c0;
+}
+
+// One row's distribution: what of it is kept.
+struct Row {
+  const float *logits;
+  unsigned vocab, begin, end;  // the warp's range
+  float max, temperature;
+  unsigned bound = 0;          // keys from here on are kept
+  unsigned tied_key = 0;       // of this key, only the first `tied` tokens
+  unsigned tied = 0xffffffffu;
+
+  __device__ double weight(float logit) const {
+    float x = (logit - max) / temperature;
+    // Exactly nothing for what cannot be drawn.
+    return x > -87 ? double(expf(x)) : 0;
+  }
+
+  // The block's sum of f(logit, key) over all tokens.
+  template <class T, class F>
+  __device__ T sum(T *scratch, F f) const {
+    T mine = 0;
+    for (unsigned i = begin + threadIdx.x % 32; i < end; i += 32) {
+      mine += f(logits[i], key_of(logits[i]));
+    }
+    return block_reduce<Add>(mine, scratch);
+  }
+};
+
+// The key of the k-th largest logit, 11 bits at a time from the top.
+__device__ unsigned kth_key(const Row &row, unsigned k, unsigned *bins) {
+  unsigned prefix = 0, known = 0;
+  for (unsigned digit = 0; digit < 3; digit++) {
+    unsigned shift = digit == 0 ? 21 : digit == 1 ? 10 : 0, width = digit == 2 ? 10 : 11;
+    for (unsigned i = threadIdx.x; i < BINS; i += blockDim.x) bins[i] = 0;
+    __syncthreads();
+    for (unsigned i = row.begin + threadIdx.x % 32; i < row.end; i += 32) {
+      unsigned key = key_of(row.logits[i]);
+      if ((key & known) == prefix) atomicAdd(&bins[key >> shift & ((1u << width) - 1)], 1u);
+    }
+    __syncthreads();
+    // The highest bin at which the count from above reaches k. Thread t adds up two bins; every
+    // thread finds the sum above its own by a scan over the warps.
+    if (threadIdx.x < 32) {
+      // 64 bins a lane, from the top.
+      unsigned lane = threadIdx.x, per_lane = (1u << width) / 32, top = (32 - lane) * per_lane;
+      unsigned count = 0;
+      for (unsigned i = 1; i <= per_lane; i++) count += bins[top - i];
+      unsigned above = count;
+      for (unsigned distance = 1; distance < 32; distance *= 2) {
+        unsigned other = __shfl_up_sync(ALL_LANES, above, distance);
+        if (lane >= distance) above += other;
+      }
+      above -= count;
+      // Exactly one lane passes k.
+      if (above < k && k <= above + count) {
+        unsigned bin = top;
+        while (above < k) above += bins[--bin];
+        // The rest that is looked for within this bin.
+        bins[BINS] = bin;
+        bins[BINS + 1] = k - (above - bins[bin]);
+      }
+    }
+    __syncthreads();
+    prefix |= bins[BINS] << shift;
+    known |= ((1u << width) - 1) << shift;
+    k = bins[BINS + 1];
+    __syncthreads();
+  }
+  return prefix;
+}
+
+// Keeps only the most probable tokens that reach `top_p` of the kept mass.
+__device__ void keep_nucleus(Row &row, float top_p, double *scratch) {
+  auto mass_above = [&](unsigned key) {
+    return row.sum(scratch, [&](float logit, unsigned at) {
+      return at > key && at >= row.bound ? row.weight(logit) : 0.0;
+    });
+  };
+  double wanted = double(top_p) * row.sum(scratch, [&](float logit, unsigned at) {
+    return at >= row.bound ? row.weight(logit) : 0.0;
+  });
+  // The smallest key with less than the wanted mass above it: the last that is kept.
+  unsigned low = row.bound, high = key_of(row.max);
+  while (low < high) {
+    unsigned middle = low + (high - low) / 2;
+    if (mass_above(middle) < wanted) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  double above = mass_above(low);
+  unsigned raw = low & 0x80000000u ? low & 0x7fffffffu : ~low;
+  double each = row.weight(__uint_as_float(raw));
+  row.bound = low;
+  row.tied_key = low;
+  // At least one token is kept, so at least one of the largest.
+  double needed = each > 0 ? ceil((wanted - above) / each) : 0;
+  row.tied = needed < 1 ? (above > 0 ? 0 : 1) : unsigned(fmin(needed, 4e9));
+}
+
+// Where, in id order, the running sum of kept weights passes `draw` times their total.
+__device__ unsigned draw_token(const Row &row, float draw, unsigned *counts, double *sums,
+                               unsigned *result) {
+  unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // How many tied tokens lie before this warp's range.
+  unsigned ties = 0;
+  for (unsigned i = row.begin + lane; i < row.end; i += 32) {
+    ties += row.tied != 0xffffffffu && key_of(row.logits[i]) == row.tied_key;
+  }
+  ties = warp_reduce<Add>(ties);
+  if (lane == 0) counts[warp] = ties;
+  __syncthreads();
+  unsigned ties_before = 0;
+  for (unsigned other = 0; other < warp; other++) ties_before += counts[other];
+
+  // Visits the warp's range 32 tokens a time: each(token, weight or 0 if it is not kept).
+  auto visit = [&](auto each) {
+    unsigned seen = ties_before;
+    for (unsigned start = row.begin; start < row.end; start += 32) {
+      unsigned token = start + lane;
+      float logit = token < row.end ? row.logits[token] : 0;
+      unsigned key = key_of(logit);
+      bool kept = token < row.end && key >= row.bound;
+      bool tie = kept && row.tied != 0xffffffffu && key == row.tied_key;
+      unsigned among = __ballot_sync(ALL_LANES, tie);
+      unsigned rank = seen + __popc(among & ((1u << lane) - 1));
+      seen += __popc(among);
+      if (tie && rank >= row.tied) kept = false;
+      if (!each(token, kept ? row.weight(logit) : 0.0)) break;
+    }
+  };
+  double mine = 0;
+  visit([&](unsigned, double weight) {
+    mine += weight;
+    return true;
+  });
+  mine = warp_reduce<Add>(mine);
+  if (lane == 0) sums[warp] = mine;
+  __syncthreads();
+  double total = 0, before = 0;
+  unsigned winner = 0;
+  for (unsigned other = 0; other < SAMPLE_WARPS; other++) total += sums[other];
+  double target = double(draw) * total, running = 0;
+  for (unsigned other = 0; other < SAMPLE_WARPS; other++) {
+    // The last range with any weight takes what rounding leaves over.
+    if (sums[other] > 0 && running <= target) {
+      winner = other;
+      before = running;
+    }
+    running += sums[other];
+  }
+  if (warp == winner) {
+    double sum = before;
+    unsigned last = 0;
+    bool found = false;
+    visit([&](unsigned token, double weight) {
+      double upto = weight;
+      for (unsigned distance = 1; distance < 32; distance *= 2) {
+        double other = __shfl_up_sync(ALL_LANES, upto, distance);
+        if (lane >= distance) upto += other;
+      }
+      unsigned past = __ballot_sync(ALL_LANES, weight > 0 && sum + upto > target);
+      unsigned some = __ballot_sync(ALL_LANES, weight > 0);
+      unsigned base = token - lane;
+      if (past) {
+        last = base + (__ffs(past) - 1);
+        found = true;
+      } else if (some) {
+        last = base + (31 - __clz(some));
+      }
+      sum += __shfl_sync(ALL_LANES, upto, 31);
+      return !found;
+    });
+    if (lane == 0) *result = last;
+  }
+  __syncthreads();
+  return *result;
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const SampleParams p) {
+  SHARED(double, shared);  // one f64 per warp, one u32 per warp, the bins and two results
+  double *sums = shared;
+  unsigned *counts = reinterpret_cast<unsigned *>(sums + SAMPLE_WARPS);
+  unsigned *bins = counts + SAMPLE_WARPS;
+  float *maxima = reinterpret_cast<float *>(counts);
+  const SampleRowParams &how = p.rows[blockIdx.x];
+  Row row;
+  row.logits = p.logits + size_t(blockIdx.x) * p.vocab;
+  row.vocab = p.vocab;
+  // Whole steps of 32 per warp.
+  unsigned range = div_up(p.vocab, SAMPLE_THREADS) * 32;
+  row.begin = min(threadIdx.x / 32 * range, p.vocab);
+  row.end = min(row.begin + range, p.vocab);
+  row.temperature = how.temperature;
+  float most = -INFINITY;
+  bool broken = false;
+  for (unsigned i = row.begin + threadIdx.x % 32; i < row.end; i += 32) {
+    // fmaxf passes over what is no number.
+    most = fmaxf(most, row.logits[i]);
+    broken |= row.logits[i] != row.logits[i];
+  }
+  row.max = block_reduce<Max>(most, maxima);
+  broken = block_reduce<Add>(unsigned(broken), counts) > 0;
+  unsigned token;
+  // Logits that are not numbers have no distribution; whoever made them is told elsewhere.
+  if (how.temperature == 0 || broken || !(row.max > -INFINITY && row.max < INFINITY)) {
+    unsigned first = p.vocab;
+    for (unsigned i = row.begin + threadIdx.x % 32; i < row.end; i += 32) {
+      if (row.logits[i] == row.max) {
+        first = i;
+        break;
+      }
+    }
+    first = block_reduce<Min>(first, counts);
+    token = first < p.vocab ? first : 0;
+  } else {
+    // Keys of -infinity are below all others and weigh nothing.
+    if (how.top_k > 0 && how.top_k < p.vocab) row.bound = kth_key(row, how.top_k, bins);
+    if (how.top_p < 1) keep_nucleus(row, how.top_p, sums);
+    float draw = float(philox(how) >> 8) * (1.0f / (1 << 24));
+    token = draw_token(row, draw, counts, sums, bins);
+  }
+  if (threadIdx.x == 0) p.tokens[blockIdx.x] = token;
+}

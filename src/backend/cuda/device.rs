@@ -1,0 +1,61 @@
+//! Seam 3: what the CUDA backend sees of a device. Two implementors: [`super::Driver`] on a real
+//! GPU, [`super::Emulator`] with the same kernels on the CPU.
+
+use std::ffi::c_void;
+
+use crate::error::Result;
+
+/// The names of all kernels, found by build.rs.
+pub const KERNELS: &[&str] = include!(concat!(env!("OUT_DIR"), "/kernel_names.rs"));
+
+/// One launch of a kernel, apart from its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// One of [`KERNELS`].
+    pub kernel: &'static str,
+    /// Blocks in x, y and z, none of them 0.
+    pub grid: [u32; 3],
+    /// Threads of a block, whole warps.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory per block.
+    pub shared_bytes: usize,
+}
+
+/// Memory and launches, in one order: what is asked for later happens later.
+pub trait Device: Send + Sync + 'static {
+    /// What it is, for people.
+    fn describe(&self) -> String;
+
+    /// Processors that blocks are spread over.
+    fn multiprocessors(&self) -> usize;
+
+    /// The address of `bytes` zero bytes, aligned to 16.
+    fn alloc(&self, bytes: usize) -> Result<u64>;
+
+    /// Gives memory back.
+    ///
+    /// # Safety
+    /// `address` must come from `alloc(bytes)` of this device, must not have been freed, and no
+    /// later launch may use it.
+    unsafe fn free(&self, address: u64, bytes: usize);
+
+    /// Copies to the device. May return before it has happened, but not before `source` is done
+    /// with.
+    ///
+    /// # Safety
+    /// `target` must be the address of at least as many bytes of this device.
+    unsafe fn upload(&self, source: &[u8], target: u64) -> Result<()>;
+
+    /// Copies from the device, waiting for all that was asked for before.
+    ///
+    /// # Safety
+    /// `source` must be the address of at least as many bytes of this device.
+    unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()>;
+
+    /// Starts a kernel with the struct at `params`, which is copied at once.
+    ///
+    /// # Safety
+    /// `params` must point to the kernel's own struct, of `bytes` bytes, and the addresses in it
+    /// must be valid for what the kernel does with these shapes.
+    unsafe fn launch(&self, launch: &Launch, params: *const c_void, bytes: usize) -> Result<()>;
+}

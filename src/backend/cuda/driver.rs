@@ -1,0 +1,307 @@
+//! A real GPU, through libcuda, which is looked for when the program runs.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+
+use super::device::{Device, KERNELS, Launch};
+use crate::error::{Error, Result};
+
+/// The kernels for GPUs, where the build found nvcc.
+#[cfg(has_cuda_kernels)]
+static FATBIN: Option<&[u8]> = Some(include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
+#[cfg(not(has_cuda_kernels))]
+static FATBIN: Option<&[u8]> = None;
+
+/// Bytes of page-locked memory through which uploads go.
+const STAGING_BYTES: usize = 8 << 20;
+
+/// The functions of libcuda that are used here; cudarc panics at one that is missing.
+const FUNCTIONS: [&CStr; 24] = [
+    c"cuInit",
+    c"cuDeviceGetCount",
+    c"cuDeviceGet",
+    c"cuDeviceGetName",
+    c"cuDeviceGetAttribute",
+    c"cuDeviceTotalMem_v2",
+    c"cuDevicePrimaryCtxRetain",
+    c"cuDevicePrimaryCtxRelease_v2",
+    c"cuCtxSetCurrent",
+    c"cuModuleLoadData",
+    c"cuModuleGetFunction",
+    c"cuFuncSetAttribute",
+    c"cuStreamCreate",
+    c"cuStreamSynchronize",
+    c"cuMemAlloc_v2",
+    c"cuMemFree_v2",
+    c"cuMemGetInfo_v2",
+    c"cuMemHostAlloc",
+    c"cuMemsetD8Async",
+    c"cuMemcpyHtoDAsync_v2",
+    c"cuMemcpyDtoHAsync_v2",
+    c"cuLaunchKernel",
+    c"cuGetErrorName",
+    c"cuGetErrorString",
+];
+
+/// Why there is no GPU to be had.
+fn unavailable(reason: impl Into<String>) -> Error {
+    Error::DeviceUnavailable { device: "cuda", reason: reason.into() }
+}
+
+/// What libcuda said, and while doing what.
+fn refused(what: impl Into<String>) -> impl FnOnce(DriverError) -> Error {
+    |error| Error::Cuda { what: what.into(), reason: explain(error) }
+}
+
+fn explain(error: DriverError) -> String {
+    let text = |text: std::result::Result<&CStr, DriverError>| {
+        text.map_or_else(|_| "unknown".into(), |text| text.to_string_lossy().into_owned())
+    };
+    format!("{} ({})", text(error.error_name()), text(error.error_string()))
+}
+
+/// One GPU that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its number, from 0.
+    pub ordinal: i32,
+    /// As its maker calls it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (i32, i32),
+    /// Memory in all.
+    pub memory_bytes: usize,
+}
+
+/// Finds libcuda and all of its functions that are needed, and starts it.
+fn start() -> Result<()> {
+    // SAFETY: loading a system library by its own name.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(unavailable("libcuda was not found: is the NVIDIA driver installed?"));
+    }
+    // SAFETY: the library is there.
+    let library = unsafe { sys::culib() };
+    for function in FUNCTIONS {
+        // SAFETY: only looked up, not called.
+        if unsafe { library.get::<*const c_void>(function.to_bytes_with_nul()) }.is_err() {
+            let name = function.to_string_lossy();
+            return Err(unavailable(format!("libcuda has no {name}: is it a stub, or too old?")));
+        }
+    }
+    result::init().map_err(|error| unavailable(format!("cuInit: {}", explain(error))))
+}
+
+/// All GPUs, or why there are none.
+pub fn gpus() -> Result<Vec<Gpu>> {
+    start()?;
+    let count = result::device::get_count().map_err(refused("counting GPUs"))?;
+    (0..count).map(|ordinal| describe(ordinal).map_err(refused("asking for a GPU"))).collect()
+}
+
+fn describe(ordinal: i32) -> std::result::Result<Gpu, DriverError> {
+    use sys::CUdevice_attribute as Attribute;
+    let device = result::device::get(ordinal)?;
+    // SAFETY: `device` was just given by the driver.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+    Ok(Gpu {
+        ordinal,
+        name: result::device::get_name(device)?,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        // SAFETY: as above.
+        memory_bytes: unsafe { result::device::total_mem(device)? },
+    })
+}
+
+/// The first GPU, one stream on it.
+pub struct Driver {
+    gpu: Gpu,
+    multiprocessors: usize,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    functions: HashMap<&'static str, sys::CUfunction>,
+    staging: Mutex<Staging>,
+}
+
+/// Page-locked memory, used from its start until the next wait.
+struct Staging {
+    memory: *mut u8,
+    used: usize,
+}
+
+// SAFETY: CUDA's handles may be used from any thread that has the context set, which every method
+// does first; the staging memory is behind a lock.
+unsafe impl Send for Driver {}
+// SAFETY: as above.
+unsafe impl Sync for Driver {}
+
+impl Driver {
+    /// Opens the first GPU and loads the kernels.
+    pub fn open() -> Result<Self> {
+        let Some(fatbin) = FATBIN else {
+            return Err(unavailable(
+                "this trimtab was built without nvcc; run tools/toolchain.sh and build again",
+            ));
+        };
+        let gpus = gpus()?;
+        let Some(gpu) = gpus.into_iter().next() else {
+            return Err(unavailable("the driver knows of no GPU"));
+        };
+        if gpu.capability < (8, 0) {
+            let (major, minor) = gpu.capability;
+            let reason = format!(
+                "{} has compute capability {major}.{minor}; 8.0 or later is needed",
+                gpu.name
+            );
+            return Err(unavailable(reason));
+        }
+        let opening = || refused(format!("opening {}", gpu.name));
+        let device = result::device::get(gpu.ordinal).map_err(opening())?;
+        // SAFETY: the device exists; the context lives as long as the process.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(opening())?;
+        // SAFETY: the context was just made.
+        unsafe { result::ctx::set_current(context) }.map_err(opening())?;
+        let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        // SAFETY: the device exists.
+        let count = unsafe { result::device::get_attribute(device, which) }.map_err(opening())?;
+        let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        // SAFETY: the device exists.
+        let shared = unsafe { result::device::get_attribute(device, which) }.map_err(opening())?;
+        let stream =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(opening())?;
+        let functions = load(fatbin, shared)?;
+        // SAFETY: the memory is used by this device alone and never outlives the process.
+        let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(opening())?;
+        let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
+        Ok(Self { multiprocessors: count as usize, gpu, context, stream, functions, staging })
+    }
+
+    /// Makes the GPU's context the calling thread's.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context lives as long as self.
+        unsafe { result::ctx::set_current(self.context) }.map_err(refused("entering the context"))
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self, staging: &mut Staging, what: &str) -> Result<()> {
+        staging.used = 0;
+        // SAFETY: the stream lives as long as self.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(refused(what))
+    }
+}
+
+/// All kernels of the fat binary, allowed `shared` bytes of dynamic shared memory.
+fn load(fatbin: &[u8], shared: i32) -> Result<HashMap<&'static str, sys::CUfunction>> {
+    // SAFETY: nvcc made the image; the module lives as long as the process.
+    let module = unsafe { result::module::load_data(fatbin.as_ptr().cast()) };
+    let module = module.map_err(refused("loading the kernels"))?;
+    let find = |&name: &&'static str| {
+        let c_name = CString::new(name).expect("kernels have ASCII names");
+        let refused = || refused(format!("loading the kernel {name}"));
+        // SAFETY: the module was just loaded.
+        let function = unsafe { result::module::get_function(module, c_name) }.map_err(refused())?;
+        let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function was just found.
+        unsafe { result::function::set_function_attribute(function, which, shared) }
+            .map_err(refused())?;
+        Ok((name, function))
+    };
+    KERNELS.iter().map(find).collect()
+}
+
+impl Device for Driver {
+    fn describe(&self) -> String {
+        let (major, minor) = self.gpu.capability;
+        let gib = self.gpu.memory_bytes as f64 / f64::from(1 << 30);
+        format!("cuda ({}, {gib:.0} GiB, sm_{major}{minor})", self.gpu.name)
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.enter()?;
+        // SAFETY: a fresh allocation, cleared before anything else on the stream uses it.
+        let memory = unsafe { result::malloc_sync(bytes.max(1)) };
+        let address = memory.map_err(|error| match error.0 {
+            sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => {
+                let free = result::mem_get_info().ok().map(|(free, _)| free);
+                Error::DeviceMemory { place: "the GPU", bytes, free }
+            }
+            _ => refused(format!("allocating {bytes} bytes"))(error),
+        })?;
+        // SAFETY: the allocation has at least `bytes` bytes.
+        unsafe { result::memset_d8_async(address, 0, bytes.max(1), self.stream) }
+            .map_err(refused(format!("clearing {bytes} bytes")))?;
+        Ok(address)
+    }
+
+    unsafe fn free(&self, address: u64, _bytes: usize) {
+        // An error here can only be that of an earlier launch, which is reported elsewhere.
+        if self.enter().is_ok() {
+            // SAFETY: the caller vouches for it.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    unsafe fn upload(&self, source: &[u8], target: u64) -> Result<()> {
+        self.enter()?;
+        let mut staging = self.staging();
+        let mut target = target;
+        for piece in source.chunks(STAGING_BYTES) {
+            if staging.used + piece.len() > STAGING_BYTES {
+                self.wait(&mut staging, "waiting for uploads")?;
+            }
+            // SAFETY: in bounds, and no copy under way uses this part of the staging memory: it is
+            // used again only after a wait.
+            let staged = unsafe {
+                let to = staging.memory.add(staging.used);
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len());
+                std::slice::from_raw_parts(to.cast_const(), piece.len())
+            };
+            staging.used += piece.len();
+            // SAFETY: the caller vouches for the target.
+            unsafe { result::memcpy_htod_async(target, staged, self.stream) }
+                .map_err(refused(format!("uploading {} bytes", piece.len())))?;
+            target += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        let what = format!("downloading {} bytes", target.len());
+        // SAFETY: the caller vouches for the source; `target` is not used before the wait.
+        unsafe { result::memcpy_dtoh_async(target, source, self.stream) }
+            .map_err(refused(what.clone()))?;
+        self.wait(&mut self.staging(), &what)
+    }
+
+    unsafe fn launch(&self, launch: &Launch, params: *const c_void, _bytes: usize) -> Result<()> {
+        self.enter()?;
+        let [x, y, z] = launch.grid;
+        let mut arguments = [params.cast_mut()];
+        // SAFETY: the caller vouches for the parameters, which the driver copies at once.
+        let result = unsafe {
+            result::launch_kernel(
+                self.functions[launch.kernel],
+                (x, y, z),
+                (launch.threads, 1, 1),
+                launch.shared_bytes as u32,
+                self.stream,
+                &mut arguments,
+            )
+        };
+        result.map_err(refused(format!("launching {launch:?}")))
+    }
+}

@@ -1,0 +1,470 @@
+//! GPUs as a backend: every op is one of the kernels in kernels/, launched with shapes that are
+//! checked here. Runs on a real GPU ([`Driver`]) or on the emulator ([`Emulator`]); what differs
+//! is behind [`Device`].
+//!
+//! All ops of a backend go to one stream, in order; only `download` waits for it.
+
+mod attention;
+mod buffer;
+mod device;
+mod driver;
+mod emulator;
+#[rustfmt::skip]
+mod params;
+mod product;
+mod sample;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use buffer::{Buffer, Matrix};
+pub use device::{Device, KERNELS, Launch};
+pub use driver::{Driver, Gpu, gpus};
+pub use emulator::Emulator;
+
+use super::{Advance, Attention, Backend, Heads, PoolShape, SampleRow};
+use crate::error::Result;
+use crate::tensor::{Element, HostMatrix, bf16};
+use params::*;
+use product::Product;
+
+/// Numbers that kernels of one op hand to one another.
+const WORKSPACE_LEN: usize = 1 << 22;
+
+/// A whole chunk of usual length without waiting for the host.
+const STEPS_PER_LOOK: usize = 32;
+
+/// Copies of one launch.
+const PAGE_COPIES: usize = params::PAGE_COPIES as usize;
+
+/// Threads of a block in kernels that walk over rows; `THREADS` in kernels/common.cuh.
+const THREADS: u32 = 256;
+
+/// A GPU, or what stands in for one.
+pub struct CudaBackend<D: Device> {
+    device: Arc<D>,
+    /// `[WORKSPACE_LEN]`; locked while kernels that use it are launched.
+    workspace: Mutex<Buffer<D, f32>>,
+}
+
+impl CudaBackend<Driver> {
+    /// The first GPU.
+    pub fn open() -> Result<Self> {
+        Self::new(Driver::open()?)
+    }
+}
+
+impl CudaBackend<Emulator> {
+    /// The kernels on the CPU, threads in an order drawn from `seed`.
+    pub fn emulated(seed: u64) -> Result<Self> {
+        Self::new(Emulator::new(seed))
+    }
+}
+
+impl<D: Device> CudaBackend<D> {
+    /// A backend on `device`.
+    pub fn new(device: D) -> Result<Self> {
+        let device = Arc::new(device);
+        let workspace = Mutex::new(Buffer::new(&device, WORKSPACE_LEN)?);
+        Ok(Self { device, workspace })
+    }
+
+    fn workspace(&self) -> MutexGuard<'_, Buffer<D, f32>> {
+        self.workspace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Launches a kernel over a grid none of whose sides is 0, or nothing.
+    ///
+    /// # Safety
+    /// `P` must be the kernel's own struct, and its addresses valid for these shapes.
+    unsafe fn launch<P>(
+        &self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        shared_bytes: usize,
+        params: &P,
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let grid = grid.map(|side| u32::try_from(side).expect("a grid fits in u32"));
+        let launch = Launch { kernel, grid, threads, shared_bytes };
+        // SAFETY: the caller vouches for it.
+        unsafe { self.device.launch(&launch, (&raw const *params).cast(), size_of::<P>()) }
+    }
+
+    /// Launches one block of [`THREADS`] per row, with memory for one sum per warp.
+    ///
+    /// # Safety
+    /// As [`CudaBackend::launch`].
+    unsafe fn by_row<P>(&self, kernel: &'static str, rows: usize, params: &P) -> Result<()> {
+        let shared_bytes = THREADS as usize / 32 * size_of::<f32>();
+        // SAFETY: the caller vouches for it.
+        unsafe { self.launch(kernel, [rows, 1, 1], THREADS, shared_bytes, params) }
+    }
+}
+
+impl<D: Device> Backend for CudaBackend<D> {
+    type Buffer<T: Element> = Buffer<D, T>;
+    type Matrix = Matrix<D>;
+
+    fn describe(&self) -> String {
+        self.device.describe()
+    }
+
+    fn steps_per_look(&self) -> usize {
+        STEPS_PER_LOOK
+    }
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<D, T>> {
+        Buffer::new(&self.device, len)
+    }
+
+    fn len<T: Element>(&self, buffer: &Buffer<D, T>) -> usize {
+        buffer.len
+    }
+
+    fn upload<T: Element>(&self, source: &[T], target: &mut Buffer<D, T>) -> Result<()> {
+        assert!(source.len() <= target.len, "{} elements into {}", source.len(), target.len);
+        // SAFETY: elements are plain numbers without padding; the target is large enough.
+        unsafe {
+            let bytes = std::slice::from_raw_parts(source.as_ptr().cast(), size_of_val(source));
+            self.device.upload(bytes, target.address)
+        }
+    }
+
+    fn download<T: Element>(&self, source: &Buffer<D, T>, target: &mut [T]) -> Result<()> {
+        assert!(target.len() <= source.len, "{} elements from {}", target.len(), source.len);
+        // SAFETY: elements are plain numbers, any bytes of which are valid; the source is large
+        // enough.
+        unsafe {
+            let len = size_of_val(target);
+            let bytes = std::slice::from_raw_parts_mut(target.as_mut_ptr().cast(), len);
+            self.device.download(source.address, bytes)
+        }
+    }
+
+    fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix<D>> {
+        let mut data = self.alloc(matrix.data.len())?;
+        self.upload(&matrix.data, &mut data)?;
+        Ok(Matrix { data, outputs: matrix.rows, inputs: matrix.cols })
+    }
+
+    fn embed(
+        &self,
+        rows: usize,
+        tokens: &Buffer<D, u32>,
+        table: &Matrix<D>,
+        out: &mut Buffer<D, f32>,
+    ) -> Result<()> {
+        assert!(tokens.len >= rows && out.len >= rows * table.inputs, "tokens, out: [rows, ..]");
+        let params = EmbedParams {
+            tokens: tokens.as_ptr(),
+            table: table.data.as_ptr(),
+            out: out.as_mut_ptr(),
+            width: count(table.inputs),
+        };
+        // SAFETY: the kernel's struct, shapes checked; token ids are the engine's to keep in range.
+        unsafe { self.by_row("embed", rows, &params) }
+    }
+
+    fn embed_add(
+        &self,
+        rows: usize,
+        positions: &Buffer<D, u32>,
+        table: &Matrix<D>,
+        x: &mut Buffer<D, f32>,
+    ) -> Result<()> {
+        assert!(positions.len >= rows && x.len >= rows * table.inputs, "positions, x: [rows, ..]");
+        let params = EmbedAddParams {
+            positions: positions.as_ptr(),
+            table: table.data.as_ptr(),
+            x: x.as_mut_ptr(),
+            width: count(table.inputs),
+        };
+        // SAFETY: as in `embed`.
+        unsafe { self.by_row("embed_add", rows, &params) }
+    }
+
+    fn rms_norm(
+        &self,
+        rows: usize,
+        x: &Buffer<D, f32>,
+        weight: &Buffer<D, f32>,
+        eps: f32,
+        out: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        let width = weight.len;
+        assert!(x.len >= rows * width && out.len >= rows * width, "x, out: [rows, {width}]");
+        let params = RmsNormParams {
+            x: x.as_ptr(),
+            weight: weight.as_ptr(),
+            out: out.as_mut_ptr(),
+            width: count(width),
+            eps,
+        };
+        // SAFETY: the kernel's struct, shapes checked.
+        unsafe { self.by_row("rms_norm", rows, &params) }
+    }
+
+    fn layer_norm(
+        &self,
+        rows: usize,
+        x: &Buffer<D, f32>,
+        weight: &Buffer<D, f32>,
+        bias: &Buffer<D, f32>,
+        eps: f32,
+        out: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        let width = weight.len;
+        assert_eq!(bias.len, width, "weight and bias: [width]");
+        assert!(x.len >= rows * width && out.len >= rows * width, "x, out: [rows, {width}]");
+        let params = LayerNormParams {
+            x: x.as_ptr(),
+            weight: weight.as_ptr(),
+            bias: bias.as_ptr(),
+            out: out.as_mut_ptr(),
+            width: count(width),
+            eps,
+        };
+        // SAFETY: the kernel's struct, shapes checked.
+        unsafe { self.by_row("layer_norm", rows, &params) }
+    }
+
+    fn matmul(
+        &self,
+        rows: usize,
+        x: &Buffer<D, bf16>,
+        weight: &Matrix<D>,
+        bias: Option<&Buffer<D, f32>>,
+        out: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        assert!(out.len >= rows * weight.outputs, "out: [rows, {}]", weight.outputs);
+        assert!(bias.is_none_or(|bias| bias.len == weight.outputs), "bias: [out]");
+        let product = Product::new(rows, x, weight);
+        let params = MatmulParams {
+            product: product.params(),
+            bias: bias.map_or(std::ptr::null(), Buffer::as_ptr),
+            out: out.as_mut_ptr(),
+        };
+        // SAFETY: the kernels' struct, shapes checked.
+        unsafe { product.launch(self, product::MATMUL, &params) }
+    }
+
+    fn matmul_add(
+        &self,
+        rows: usize,
+        x: &Buffer<D, bf16>,
+        weight: &Matrix<D>,
+        bias: Option<&Buffer<D, f32>>,
+        residual: &mut Buffer<D, f32>,
+    ) -> Result<()> {
+        assert!(residual.len >= rows * weight.outputs, "residual: [rows, {}]", weight.outputs);
+        assert!(bias.is_none_or(|bias| bias.len == weight.outputs), "bias: [out]");
+        let product = Product::new(rows, x, weight);
+        let params = MatmulAddParams {
+            product: product.params(),
+            bias: bias.map_or(std::ptr::null(), Buffer::as_ptr),
+            residual: residual.as_mut_ptr(),
+        };
+        // SAFETY: the kernels' struct, shapes checked.
+        unsafe { product.launch(self, product::MATMUL_ADD, &params) }
+    }
+
+    fn rope(
+        &self,
+        rows: usize,
+        heads: Heads,
+        positions: &Buffer<D, u32>,
+        cos_sin: &Buffer<D, f32>,
+        qkv: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        assert!(positions.len >= rows && qkv.len >= rows * heads.qkv_width(), "qkv: [rows, ..]");
+        let params = RopeParams {
+            positions: positions.as_ptr(),
+            cos_sin: cos_sin.as_ptr(),
+            qkv: qkv.as_mut_ptr(),
+            query_heads: count(heads.query),
+            kv_heads: count(heads.kv),
+            head_dim: count(heads.dim),
+        };
+        let threads = count((heads.dim / 2).next_multiple_of(32).min(THREADS as usize));
+        // SAFETY: the kernel's struct, shapes checked; positions are the engine's to keep in range.
+        unsafe { self.launch("rope", [rows, heads.query + heads.kv, 1], threads, 0, &params) }
+    }
+
+    fn store_kv(
+        &self,
+        rows: usize,
+        layer: usize,
+        shape: PoolShape,
+        qkv: &Buffer<D, bf16>,
+        slots: &Buffer<D, u32>,
+        pool: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        assert!(slots.len >= rows && qkv.len >= rows * shape.heads.qkv_width(), "qkv: [rows, ..]");
+        assert!(layer < shape.layers && pool.len >= shape.len(), "layer {layer} of {shape:?}");
+        let params = StoreKvParams {
+            qkv: qkv.as_ptr(),
+            slots: slots.as_ptr(),
+            pool: pool.as_mut_ptr(),
+            shape: pool_params(shape),
+            layer: count(layer),
+        };
+        // SAFETY: the kernel's struct, shapes checked; slots are the engine's to keep in range.
+        unsafe { self.by_row("store_kv", rows, &params) }
+    }
+
+    fn copy_pages(
+        &self,
+        shape: PoolShape,
+        copies: &[(u32, u32)],
+        pool: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        assert!(pool.len >= shape.len(), "pool: {shape:?}");
+        for copies in copies.chunks(PAGE_COPIES) {
+            let mut params = CopyPagesParams {
+                pool: pool.as_mut_ptr(),
+                shape: pool_params(shape),
+                copies: [PageCopyParams { from: 0, to: 0 }; PAGE_COPIES],
+            };
+            for (param, &(from, to)) in params.copies.iter_mut().zip(copies) {
+                let last = from.max(to) as usize;
+                assert!(last < shape.pages, "page {from} or {to} of {}", shape.pages);
+                *param = PageCopyParams { from, to };
+            }
+            // SAFETY: the kernel's struct, pages checked.
+            unsafe {
+                self.launch("copy_pages", [copies.len(), shape.layers, 1], THREADS, 0, &params)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
+        attention::attention(self, args)
+    }
+
+    fn silu_gate(
+        &self,
+        rows: usize,
+        width: usize,
+        gate_up: &Buffer<D, bf16>,
+        out: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        assert!(gate_up.len >= rows * 2 * width && out.len >= rows * width, "out: [rows, width]");
+        let params = SiluGateParams {
+            gate_up: gate_up.as_ptr(),
+            out: out.as_mut_ptr(),
+            width: count(width),
+        };
+        let blocks = width.div_ceil(THREADS as usize);
+        // SAFETY: the kernel's struct, shapes checked.
+        unsafe { self.launch("silu_gate", [rows, blocks, 1], THREADS, 0, &params) }
+    }
+
+    fn gelu(&self, rows: usize, width: usize, x: &mut Buffer<D, bf16>) -> Result<()> {
+        let len = rows * width;
+        assert!(x.len >= len, "x: [rows, width]");
+        let params = GeluParams { x: x.as_mut_ptr(), len: count(len) };
+        let blocks = len.div_ceil(THREADS as usize);
+        // SAFETY: the kernel's struct, shapes checked.
+        unsafe { self.launch("gelu", [blocks, 1, 1], THREADS, 0, &params) }
+    }
+
+    fn logits(
+        &self,
+        rows: usize,
+        x: &Buffer<D, bf16>,
+        head: &Matrix<D>,
+        out: &mut Buffer<D, f32>,
+    ) -> Result<()> {
+        assert!(out.len >= rows * head.outputs, "out: [rows, {}]", head.outputs);
+        let product = Product::new(rows, x, head);
+        let params = LogitsParams { product: product.params(), out: out.as_mut_ptr() };
+        // SAFETY: the kernels' struct, shapes checked.
+        unsafe { product.launch(self, product::LOGITS, &params) }
+    }
+
+    fn logprobs(
+        &self,
+        rows: usize,
+        x: &Buffer<D, bf16>,
+        head: &Matrix<D>,
+        targets: &Buffer<D, u32>,
+        out: &mut Buffer<D, f32>,
+    ) -> Result<()> {
+        product::logprobs(self, rows, x, head, targets, out)
+    }
+
+    fn add_guidance(
+        &self,
+        rows: usize,
+        vocab: usize,
+        weight: f32,
+        tuned: &Buffer<D, f32>,
+        untuned: &Buffer<D, f32>,
+        logits: &mut Buffer<D, f32>,
+    ) -> Result<()> {
+        let len = rows * vocab;
+        assert!(tuned.len >= len && untuned.len >= len && logits.len >= len, "[rows, vocab] each");
+        let params = AddGuidanceParams {
+            tuned: tuned.as_ptr(),
+            untuned: untuned.as_ptr(),
+            logits: logits.as_mut_ptr(),
+            vocab: count(vocab),
+            weight,
+        };
+        // SAFETY: the kernel's struct, shapes checked.
+        unsafe { self.by_row("add_guidance", rows, &params) }
+    }
+
+    fn sample(
+        &self,
+        rows: &[SampleRow],
+        vocab: usize,
+        logits: &Buffer<D, f32>,
+        tokens: &mut Buffer<D, u32>,
+    ) -> Result<()> {
+        sample::sample(self, rows, vocab, logits, tokens)
+    }
+
+    fn advance(&self, args: Advance<'_, Self>) -> Result<()> {
+        let Advance { rows, step, drawn, tables, table_stride, .. } = args;
+        assert!(
+            drawn.len >= rows && tables.len >= rows * table_stride,
+            "drawn, tables: [rows, ..]"
+        );
+        assert!(args.tokens.len.min(args.positions.len).min(args.slots.len) >= rows, "[rows] each");
+        assert!(args.history.len >= (step + 1) * rows, "history: [steps, rows]");
+        let params = AdvanceParams {
+            drawn: drawn.as_ptr(),
+            tables: tables.as_ptr(),
+            tokens: args.tokens.as_mut_ptr(),
+            positions: args.positions.as_mut_ptr(),
+            slots: args.slots.as_mut_ptr(),
+            history: args.history.as_mut_ptr(),
+            rows: count(rows),
+            step: count(step),
+            table_stride: count(table_stride),
+        };
+        let blocks = rows.div_ceil(THREADS as usize);
+        // SAFETY: the kernel's struct, shapes checked.
+        unsafe { self.launch("advance", [blocks, 1, 1], THREADS, 0, &params) }
+    }
+}
+
+/// A shape as kernels take it.
+fn count(number: usize) -> u32 {
+    u32::try_from(number).expect("shapes fit in u32")
+}
+
+fn pool_params(shape: PoolShape) -> PoolParams {
+    PoolParams {
+        layers: count(shape.layers),
+        pages: count(shape.pages),
+        query_heads: count(shape.heads.query),
+        kv_heads: count(shape.heads.kv),
+        head_dim: count(shape.heads.dim),
+    }
+}

@@ -1,0 +1,55 @@
+//! Launches of kernels/sample.cu: the rows' settings travel as parameters, so that nothing is
+//! uploaded.
+
+use super::buffer::Buffer;
+use super::device::Device;
+use super::params::{SAMPLE_ROWS, SampleParams, SampleRowParams};
+use super::{CudaBackend, count};
+use crate::backend::SampleRow;
+use crate::error::Result;
+
+const ROWS: usize = SAMPLE_ROWS as usize;
+
+// As in kernels/sample.cu.
+const THREADS: u32 = 512;
+const BINS: usize = 2048;
+
+fn row_params(row: &SampleRow) -> SampleRowParams {
+    let halves = |number: u64| [number as u32, (number >> 32) as u32];
+    SampleRowParams {
+        temperature: row.temperature,
+        top_k: row.top_k,
+        top_p: row.top_p,
+        candidate: row.draw.candidate,
+        position: row.draw.position,
+        stream: halves(row.draw.stream),
+        seed: halves(row.draw.seed),
+    }
+}
+
+pub fn sample<D: Device>(
+    backend: &CudaBackend<D>,
+    rows: &[SampleRow],
+    vocab: usize,
+    logits: &Buffer<D, f32>,
+    tokens: &mut Buffer<D, u32>,
+) -> Result<()> {
+    assert!(vocab > 0 && logits.len >= rows.len() * vocab, "logits: [rows, vocab]");
+    assert!(tokens.len >= rows.len(), "tokens: [rows]");
+    let warps = THREADS as usize / 32;
+    let shared_bytes = warps * size_of::<f64>() + (warps + BINS + 2) * size_of::<u32>();
+    for (index, rows) in rows.chunks(ROWS).enumerate() {
+        let mut params = SampleParams {
+            logits: logits.as_ptr().wrapping_add(index * ROWS * vocab),
+            tokens: tokens.as_mut_ptr().wrapping_add(index * ROWS),
+            vocab: count(vocab),
+            rows: [row_params(&rows[0]); ROWS],
+        };
+        for (param, row) in params.rows.iter_mut().zip(rows) {
+            *param = row_params(row);
+        }
+        // SAFETY: the kernel's struct, shapes checked.
+        unsafe { backend.launch("sample", [rows.len(), 1, 1], THREADS, shared_bytes, &params)? };
+    }
+    Ok(())
+}

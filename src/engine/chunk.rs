@@ -1,0 +1,69 @@
+//! Writing a chunk: rows that are continued token by token, the host looking on only at its end.
+//!
+//! [`Engine::begin`], then for each step [`Engine::next_logits`], [`Engine::draw`] and
+//! [`Engine::advance`], then [`Engine::drawn`]. A pair that shifts the logits (emulated
+//! fine-tuning) begins the same rows, gives its logits to [`Engine::add_guidance`] and follows the
+//! tokens that the base model drew.
+
+use super::{Engine, Span};
+use crate::backend::{Backend, SampleRow};
+use crate::error::Result;
+
+impl<B: Backend> Engine<B> {
+    /// Lays out one row per span, each of one token and a sequence with room for `steps` tokens
+    /// from there on; at most `logit_rows` spans and `steps_per_look` steps.
+    pub fn begin(&mut self, spans: &[Span<'_>], steps: usize) -> Result<()> {
+        assert!(spans.len() <= self.limits.logit_rows, "more rows than logits");
+        assert!((1..=self.backend.steps_per_look()).contains(&steps), "{steps} steps");
+        assert!(spans.iter().all(|span| span.tokens.len() == 1), "one token per span");
+        self.batch.fill(&*self.backend, spans, 0..spans.len(), steps - 1)
+    }
+
+    /// Runs the rows' tokens and computes the logits of the next ones.
+    pub fn next_logits(&mut self) -> Result<()> {
+        let (backend, rows) = (self.backend.clone(), self.batch.rows);
+        self.rows_run += rows as u64;
+        self.model.forward(&*backend, &self.batch, &mut self.pool, &mut self.activations)?;
+        self.model.final_norm(&*backend, rows, &self.activations.x, &mut self.normed)?;
+        backend.logits(rows, &self.normed, &self.model.head, &mut self.logits)
+    }
+
+    /// Adds `weight · (log softmax(tuned) − log softmax(untuned))` to the logits, from those that
+    /// the pair's engines computed for the same rows.
+    pub fn add_guidance(
+        &mut self,
+        weight: f32,
+        tuned: &Engine<B>,
+        untuned: &Engine<B>,
+    ) -> Result<()> {
+        let (rows, vocab) = (self.batch.rows, self.model.config.vocab);
+        let logits = &mut self.logits;
+        self.backend.add_guidance(rows, vocab, weight, &tuned.logits, &untuned.logits, logits)
+    }
+
+    /// Draws each row's next token from its logits.
+    pub fn draw(&mut self, rows: &[SampleRow]) -> Result<()> {
+        assert_eq!(rows.len(), self.batch.rows, "one draw per row");
+        self.backend.sample(rows, self.model.config.vocab, &self.logits, &mut self.tokens)
+    }
+
+    /// Goes on to the tokens of step `step`: those drawn here, or by `leader` for the same rows.
+    pub fn advance(&mut self, step: usize, leader: Option<&Engine<B>>) -> Result<()> {
+        let drawn = leader.map_or(&self.tokens, |leader| &leader.tokens);
+        self.batch.advance(&*self.backend, step, drawn, &mut self.history)
+    }
+
+    /// The tokens drawn in the first `steps` steps: `[steps, rows]`.
+    pub fn drawn(&self, steps: usize) -> Result<Vec<u32>> {
+        let mut tokens = vec![0; steps * self.batch.rows];
+        self.backend.download(&self.history, &mut tokens)?;
+        Ok(tokens)
+    }
+
+    /// The rows' logits, `[rows, vocab]`.
+    pub fn read_logits(&self) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.batch.rows * self.model.config.vocab];
+        self.backend.download(&self.logits, &mut out)?;
+        Ok(out)
+    }
+}
