@@ -205,11 +205,11 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         text: String,
         ended: bool,
     ) -> Result<()> {
-        let life = Lifetime { response: 1, chunk: 1, beams: 1, candidates: 0 };
-        let guide = self.guide.prepare(prompt, &life)?;
         // No token is shorter than a byte. Should even that not fit, the rest of the pool is
         // enough for any response that the guide can read.
-        let life = Lifetime { response: text.len() + 1, ..life };
+        let bytes = text.len() + 1;
+        let life = Lifetime { response: bytes, chunk: bytes, beams: 1, candidates: 0 };
+        let guide = self.guide.prepare(prompt, &life)?;
         let needed = self.guide.pages_needed(&guide, &life);
         let none = vec![0; self.proposer.page_capacity().len()];
         let pages = none.into_iter().chain(needed).zip(self.capacity());
@@ -240,7 +240,7 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         self.extend()?;
         self.spent.prefill += admitted - started;
         self.spent.expand += admitted.elapsed();
-        let mut finished = self.drop_failed();
+        let mut finished = self.advance();
         finished.extend(self.score()?);
         Ok(finished)
     }
@@ -323,14 +323,13 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         self.proposer.extend(&mut drafts)
     }
 
-    /// Drops the searches that the proposer could not continue.
-    fn drop_failed(&mut self) -> Vec<Finished> {
+    /// Moves searches on by what the proposer has written, and drops those that it cannot continue.
+    fn advance(&mut self) -> Vec<Finished> {
         let mut finished = Vec::new();
         self.running.retain_mut(|running| {
-            let failure = running.search_mut().and_then(Search::failure);
-            let failed = failure.map(|error| Finished { id: running.id, result: Err(error) });
-            finished.extend(failed);
-            finished.last().is_none_or(|done| done.id != running.id)
+            let advanced = running.search_mut().map_or(Ok(()), Search::advance);
+            let id = running.id;
+            advanced.map_err(|error| finished.push(Finished { id, result: Err(error) })).is_ok()
         });
         finished
     }
@@ -339,6 +338,9 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
     fn score(&mut self) -> Result<Vec<Finished>> {
         let started = Instant::now();
         let mut settled: Vec<_> = self.running.iter_mut().filter(|r| r.is_settled()).collect();
+        if settled.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut items = Vec::new();
         let mut counts = Vec::new();
         for running in &mut settled {

@@ -214,6 +214,7 @@ fn the_end_counts_only_when_there_is_one() {
     let base = pair.format.tokenizer.clone();
     let tokens = base.encode(" a storm.", Bos::Never).unwrap();
     let mut compat = PairGuide::new(vec![pair], Some(base));
+    assert_eq!(score(&mut compat, &cut), e, "a text that somebody else wrote has no tokens");
     assert_eq!(score(&mut compat, &Response { tokens: tokens.clone(), ..cut }), e);
     assert_eq!(score(&mut compat, &Response { tokens, ..open }), o);
 }
@@ -256,4 +257,23 @@ fn a_text_beyond_the_context_fails_alone() {
     let error = results[0].as_ref().unwrap_err().to_string();
     assert!(error.contains("guide model's context holds 128 tokens"), "{error}");
     assert!(results[1].is_ok());
+}
+
+/// Goal: a response that somebody else wrote is read as text also by a guide that takes tokens, and
+/// the number of its bytes does not count against the context.
+#[test]
+fn a_given_response_is_read_as_text() {
+    let cpu = Arc::new(CpuBackend::new(Some(1)).unwrap());
+    let response = text_response(" quiet harbour".repeat(6).as_bytes(), Some(Finish::Eos));
+    let life = Lifetime { response: 200, chunk: 200, beams: 1, candidates: 0 };
+    let prompt = "The film opens on a quiet harbour.";
+    let [ids, text] = [GuideTokens::Ids, GuideTokens::Text].map(|tokens| {
+        let mut guide = guide(&cpu, "gpt2_tuned", "gpt2", tokens);
+        let prompt = guide.prepare(&Prompt::Text(prompt.into()), &life).unwrap();
+        let mut state = guide.open(&[&prompt]).unwrap().remove(0);
+        let mut items = [Scoring { state: &mut state, response: &response }];
+        guide.score(&mut items).unwrap().remove(0).unwrap()
+    });
+    assert_eq!(ids, text);
+    assert!(ids.tokens > 12, "{}", ids.tokens);
 }

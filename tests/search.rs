@@ -4,9 +4,11 @@
 mod toy;
 
 use proptest::prelude::*;
-use toy::{Judge, Pick, Script, settings, stream};
+use toy::{Judge, Pick, Script, noise, settings, stream};
+use trimtab::error::{Error, Result};
+use trimtab::kv_cache::Lifetime;
 use trimtab::philox::Draw;
-use trimtab::proposer::{Finish, Prompt, StopStrings};
+use trimtab::proposer::{Draft, Finish, Prompt, Proposer, StopStrings, Unfinished};
 use trimtab::scheduler::{Finished, Scheduler};
 use trimtab::search::{Outcome, Settings};
 
@@ -123,6 +125,88 @@ proptest! {
             );
         }
     }
+}
+
+/// A script that keeps its searches waiting, each on its own, and loses some.
+struct Hesitant {
+    script: Script,
+    asked: u32,
+}
+
+impl Proposer for Hesitant {
+    type Prompt = String;
+    type State = String;
+
+    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<String> {
+        self.script.prepare(prompt, life)
+    }
+
+    fn pages_needed(&self, _: &String, _: &Lifetime) -> Vec<usize> {
+        vec![]
+    }
+
+    fn page_capacity(&self) -> Vec<usize> {
+        vec![]
+    }
+
+    fn whole_chunks(&self) -> bool {
+        true
+    }
+
+    fn open(&mut self, prompts: &[&String]) -> Result<Vec<String>> {
+        self.script.open(prompts)
+    }
+
+    fn extend(&mut self, drafts: &mut [Draft<'_, String>]) -> Result<()> {
+        self.asked += 1;
+        for draft in drafts {
+            // Each prompt is a search of its own.
+            let search = draft.state.bytes().map(u32::from).sum();
+            if noise(5, &[self.asked, search]) < 0.6 {
+                *draft.unfinished = Some(Unfinished::Later);
+            } else if draft.state.starts_with("lost") && !draft.response.tokens.is_empty() {
+                let reason = "no answer".into();
+                *draft.unfinished =
+                    Some(Unfinished::Failed(Error::Remote { url: "x".into(), reason }));
+            } else {
+                self.script.extend(&mut [draft.inside(|state| state)])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Goal: a proposer may keep searches waiting as it likes: the answers are those of one that does
+/// not, and a search that it loses is the only one lost.
+#[test]
+fn a_proposer_may_keep_searches_waiting() {
+    let script = Script::new(6, Pick::Random);
+    let mut lost = 0;
+    for seed in 0..40 {
+        let hesitant = Hesitant { script: script.clone(), asked: seed as u32 * 1000 };
+        let mut scheduler = Scheduler::new(hesitant, Judge::default(), 5).with_stride(2);
+        let prompts: Vec<String> = (0..6).map(|i| format!("{i}")).chain(["lost".into()]).collect();
+        let shape = |i: usize| settings(1 + i % 3, 1 + i % 4, Some(2 + i % 5), 11, seed);
+        for (i, text) in prompts.iter().enumerate() {
+            scheduler.submit(i, &prompt(text), shape(i)).unwrap();
+        }
+        let mut finished = Vec::new();
+        while scheduler.pending() > 0 {
+            finished.extend(scheduler.tick().unwrap());
+        }
+        finished.sort_by_key(|done| done.id);
+        for (i, done) in finished.into_iter().enumerate() {
+            let alone = run(script.clone(), Judge::default(), &prompts[i], shape(i));
+            match done.result {
+                Ok(outcome) => assert_eq!(outcome.response, alone.response),
+                Err(error) => {
+                    assert_eq!((i, error.to_string().as_str()), (6, "x: no answer"));
+                    lost += 1;
+                }
+            }
+        }
+    }
+    assert!(lost > 20, "only {lost} of 40 were lost");
 }
 
 /// Goal: where the beams hold every continuation, the answer is the best of all texts.

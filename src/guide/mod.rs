@@ -46,7 +46,8 @@ pub trait Guide {
     /// What has been cached of one hypothesis. `clone` forks it, `drop` releases it.
     type State: Clone;
 
-    /// Turns a prompt into tokens and checks that it and `life.response` more fit.
+    /// Turns a prompt into tokens and checks that it and `life.response` more fit; where there are
+    /// no candidates, that is an upper bound for a response that is given.
     fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt>;
 
     /// Pages that a search needs at most, per pool of this guide.

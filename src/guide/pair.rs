@@ -47,22 +47,36 @@ impl<B: Backend> WeightedPair<B> {
         self.pair.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether tokens come as they are, and no more of them than a search has been told.
+    fn takes_ids(&self, life: &Lifetime) -> bool {
+        self.tokens == GuideTokens::Ids && !is_given(life)
+    }
+
     /// What a search reserves for what its hypotheses keep cached.
     fn reserved(&self, life: &Lifetime) -> Lifetime {
         let context = self.pair().context();
-        match self.tokens {
-            GuideTokens::Ids => Lifetime { response: life.response.min(context), ..*life },
-            GuideTokens::Text => reserved(life, context),
+        if self.takes_ids(life) || is_given(life) {
+            Lifetime { response: life.response.min(context), ..*life }
+        } else {
+            reserved(life, context)
         }
     }
 
-    /// Tokens of the longest text that a search may meet.
+    /// Tokens of the longest text that a search may meet beyond what it keeps cached.
     fn longest_text(&self, prompt: &Rendered, life: &Lifetime) -> usize {
-        let response = life.response.saturating_mul(self.longest_token);
-        let bytes = prompt.text.len().saturating_add(response);
+        if self.takes_ids(life) {
+            return 0;
+        }
+        let token = if is_given(life) { 1 } else { self.longest_token };
+        let bytes = prompt.text.len().saturating_add(life.response.saturating_mul(token));
         let end = usize::from(self.eos.is_some());
         (self.format.tokenizer.most_tokens(bytes) + end).min(self.pair().context())
     }
+}
+
+/// Whether a response is given, and its bytes are all that is known of it.
+fn is_given(life: &Lifetime) -> bool {
+    life.candidates == 0
 }
 
 /// Weighted pairs of small models; their gains add.
@@ -134,7 +148,10 @@ impl<B: Backend> PairGuide<B> {
             return Ok(cached.prompt.iter().chain(&response.tokens).copied().collect());
         }
         let text = match (&self.compat, response.finish) {
-            (Some(base), _) if response.stop.is_none() => reference_text(base, response)?.into(),
+            // One that somebody else wrote has no tokens.
+            (Some(base), _) if response.stop.is_none() && !response.tokens.is_empty() => {
+                reference_text(base, response)?.into()
+            }
             // More bytes may still complete the last character.
             (_, None) => complete_utf8(&response.text).0,
             (_, Some(_)) => String::from_utf8_lossy(&response.text),
@@ -274,11 +291,8 @@ impl<B: Backend> Guide for PairGuide<B> {
                     (pair.context(), pair.tuned.config().vocab)
                 };
                 check_vocabulary(&tokens, vocab)?;
-                // Re-tokenised text may have fewer tokens; that is found out while scoring.
-                let new_tokens = match weighted.tokens {
-                    GuideTokens::Ids => life.response,
-                    GuideTokens::Text => 1,
-                };
+                // Text may have fewer tokens; that is found out while scoring.
+                let new_tokens = if weighted.takes_ids(life) { life.response } else { 1 };
                 if tokens.len() + new_tokens - 1 > context {
                     let (tokens, new_tokens) = (tokens.len(), life.response);
                     return Err(Error::ContextTooShort {
@@ -301,10 +315,7 @@ impl<B: Backend> Guide for PairGuide<B> {
             .zip(&prompt.pairs)
             .map(|(pair, prompt)| {
                 // One text of any length is run at a time beside what stays cached.
-                let longest = match pair.tokens {
-                    GuideTokens::Ids => 0,
-                    GuideTokens::Text => pair.longest_text(prompt, life).div_ceil(PAGE_LEN),
-                };
+                let longest = pair.longest_text(prompt, life).div_ceil(PAGE_LEN);
                 pair.reserved(life).pages(prompt.tokens.len()).saturating_add(longest)
             })
             .collect()

@@ -128,8 +128,17 @@ pub struct Draft<'a, S> {
     pub stop: &'a StopStrings,
     /// The random numbers: seed, search and candidate; positions are the response's own.
     pub draw: Draw,
-    /// Set by a proposer that cannot continue this draft: its search fails, no other does.
-    pub failure: &'a mut Option<Error>,
+    /// Set by a proposer that has not continued this draft.
+    pub unfinished: &'a mut Option<Unfinished>,
+}
+
+/// Why a draft has not been continued.
+#[derive(Debug)]
+pub enum Unfinished {
+    /// Its tokens are on the way: it is given to the proposer again.
+    Later,
+    /// There will be none: its search fails, no other does.
+    Failed(Error),
 }
 
 impl<S> Draft<'_, S> {
@@ -142,7 +151,7 @@ impl<S> Draft<'_, S> {
             sampling: self.sampling,
             stop: self.stop,
             draw: self.draw,
-            failure: self.failure,
+            unfinished: self.unfinished,
         }
     }
 }
@@ -186,6 +195,7 @@ pub trait Proposer {
     /// Runs the prompts.
     fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>>;
 
-    /// Extends each draft until it has `steps` more tokens or has ended.
+    /// Extends each draft until it has `steps` more tokens or has ended, or says why it has not.
+    /// Of a search's drafts either none is to be given again or all are.
     fn extend(&mut self, drafts: &mut [Draft<'_, Self::State>]) -> Result<()>;
 }

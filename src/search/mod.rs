@@ -26,10 +26,10 @@ pub use method::{ChunkLen, Method, Shape, Shaped};
 pub use settings::Settings;
 pub use trace::{Chunk, TracedCandidate};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::guide::{Score, Scoring};
 use crate::philox::Draw;
-use crate::proposer::{Draft, Finish, Response};
+use crate::proposer::{Draft, Finish, Response, Unfinished};
 
 /// A response in the making, with what proposer (`P`) and guide (`G`) have cached of it.
 #[derive(Clone)]
@@ -52,8 +52,8 @@ struct Candidate<P, G> {
     inherited_text: usize,
     /// An earlier candidate with the same tokens.
     duplicate_of: Option<usize>,
-    /// Why it could not be continued.
-    failure: Option<Error>,
+    /// Why it has not been continued.
+    unfinished: Option<Unfinished>,
     hypothesis: Hypothesis<P, G>,
 }
 
@@ -90,6 +90,8 @@ pub struct Search<P, G> {
     candidates: Vec<Candidate<P, G>>,
     /// Tokens that live candidates still need in this step.
     remaining: usize,
+    /// Of these, those that the proposer is at.
+    handed_out: usize,
     trace: Vec<Chunk>,
 }
 
@@ -104,6 +106,7 @@ impl<P: Clone, G: Clone> Search<P, G> {
             beams: vec![root],
             candidates: Vec::new(),
             remaining: 0,
+            handed_out: 0,
             trace: Vec::new(),
         }
     }
@@ -164,7 +167,7 @@ impl<P: Clone, G: Clone> Search<P, G> {
                 inherited: hypothesis.response.tokens.len(),
                 inherited_text: hypothesis.response.text.len(),
                 duplicate_of: None,
-                failure: None,
+                unfinished: None,
                 hypothesis,
             });
         }
@@ -185,10 +188,11 @@ impl<P: Clone, G: Clone> Search<P, G> {
         if self.live_candidates().next().is_none() { 0 } else { self.remaining }
     }
 
-    /// The live candidates, to be extended by `steps` tokens, at most [`Search::remaining`].
+    /// The live candidates, to be extended by `steps` tokens, at most [`Search::remaining`]; then
+    /// comes [`Search::advance`].
     pub fn drafts(&mut self, steps: usize) -> impl Iterator<Item = Draft<'_, P>> {
         assert!(steps <= self.remaining, "a chunk must not be overrun");
-        self.remaining -= steps;
+        self.handed_out = steps;
         let Settings { seed, sampling, ref stop, .. } = self.settings;
         let stream = self.stream;
         self.candidates.iter_mut().filter(|c| !ended(&c.hypothesis)).map(move |candidate| Draft {
@@ -198,13 +202,23 @@ impl<P: Clone, G: Clone> Search<P, G> {
             sampling,
             stop,
             draw: Draw { seed, stream, candidate: candidate.number, position: 0 },
-            failure: &mut candidate.failure,
+            unfinished: &mut candidate.unfinished,
         })
     }
 
-    /// Why a candidate could not be continued: the end of the search.
-    pub fn failure(&mut self) -> Option<Error> {
-        self.candidates.iter_mut().find_map(|candidate| candidate.failure.take())
+    /// Takes note of what the proposer has done with the drafts; an error is the search's end.
+    pub fn advance(&mut self) -> Result<()> {
+        let unfinished: Vec<Unfinished> =
+            self.candidates.iter_mut().filter_map(|c| c.unfinished.take()).collect();
+        let later = !unfinished.is_empty();
+        for reason in unfinished {
+            if let Unfinished::Failed(error) = reason {
+                return Err(error);
+            }
+        }
+        let steps = std::mem::take(&mut self.handed_out);
+        self.remaining -= if later { 0 } else { steps };
+        Ok(())
     }
 
     /// Ends candidates that reached the token limit and finds duplicates.

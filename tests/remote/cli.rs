@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use trimtab::proposer::ApiKey;
 
 use super::*;
 
@@ -121,6 +122,15 @@ fn the_key_is_shown_nowhere() {
     for text in texts {
         assert!(!String::from_utf8_lossy(&text).contains("sk-very-secret"));
     }
+}
+
+/// Goal: nor does the program's own debugging output show it.
+#[test]
+fn a_key_is_not_debugged() {
+    let key = ApiKey::from_env("--api-key-env", "CARGO_MANIFEST_DIR").unwrap();
+    let server = scripted();
+    let shown = format!("{:?}", Endpoint { key: Some(key), ..endpoint(&server) });
+    assert!(shown.contains(&server.url) && !shown.contains(env!("CARGO_MANIFEST_DIR")), "{shown}");
 }
 
 /// Goal: --resume knows the server and the model by name.

@@ -14,7 +14,7 @@ fn faults() -> Vec<(&'static str, Fault)> {
         ("502", |_| Reply::Raw(502, "content-type: text/html\r\n", "<h1>Bad gateway</h1>".into())),
         ("429", |_| Reply::Raw(429, "retry-after: 0\r\n", "slow down".into())),
         ("503", |_| Reply::Raw(503, "retry-after: 0.05\r\n", String::new())),
-        ("late", |asked| Reply::Late(Duration::from_millis(700), completion(asked, 1))),
+        ("late", |asked| Reply::Late(Duration::from_millis(1500), completion(asked, 1))),
         ("cut", |_| Reply::Cut),
         ("cut within", |asked| Reply::CutWithin(completion(asked, asked.number("n")))),
         ("malformed", |_| {
@@ -54,7 +54,7 @@ fn what_passes_does_not_change_an_answer() {
             }
             Reply::Json(200, completion(asked, asked.number("n")))
         });
-        let hasty = Endpoint { timeout: Duration::from_millis(400), ..endpoint(&server) };
+        let hasty = Endpoint { timeout: Duration::from_millis(1000), ..endpoint(&server) };
         let outcomes = run_all(hasty, &jobs);
         let outcomes: Vec<_> = outcomes.iter().map(|o| told(o.as_ref().expect(name))).collect();
         assert_eq!(outcomes, expected, "{name}");
@@ -76,7 +76,7 @@ fn a_lost_search_is_lost_alone() {
             Reply::Json(200, completion(asked, asked.number("n")))
         });
         let hasty =
-            Endpoint { timeout: Duration::from_millis(400), retries: 1, ..endpoint(&server) };
+            Endpoint { timeout: Duration::from_millis(1000), retries: 1, ..endpoint(&server) };
         let one = || settings(2, 2, Some(4), 8, 1);
         let results = run_all(hasty, &[("Why?", one()), ("Lost?", one()), ("How?", one())]);
         assert!(results[0].is_ok() && results[2].is_ok(), "{name}");
@@ -207,4 +207,32 @@ fn damaged_answers_never_panic() {
         }
     }
     assert!(fine > 10 && refused > 10, "{fine} were fine, {refused} were refused");
+}
+
+/// Goal: a slow answer holds up its own search and no other; a search that is cancelled meanwhile
+/// is gone at once, and nothing more is asked for it.
+#[test]
+fn a_slow_answer_holds_up_nobody_else() {
+    let server = Server::new(|asked| match asked.prompt().contains("Slow") {
+        true => Reply::Late(Duration::from_millis(2000), serde_json::json!({"choices": []})),
+        false => Reply::Json(200, completion(asked, asked.number("n"))),
+    });
+    let mut scheduler = scheduler(endpoint(&server), 4);
+    let started = Instant::now();
+    let quick = settings(2, 2, Some(2), 12, 3);
+    scheduler.submit(0, &Prompt::Text("Slow".into()), quick.clone()).unwrap();
+    scheduler.submit(1, &Prompt::Text("Why?".into()), quick.clone()).unwrap();
+    let mut finished = Vec::new();
+    while finished.is_empty() {
+        finished = scheduler.tick().unwrap();
+    }
+    assert_eq!(finished[0].id, 1);
+    let alone = run(endpoint(&server), "Why?", quick).unwrap();
+    assert_eq!(told(finished[0].result.as_ref().unwrap()), told(&alone));
+    assert!(scheduler.cancel(0));
+    assert!(scheduler.tick().unwrap().is_empty() && scheduler.pending() == 0);
+    assert!(started.elapsed() < Duration::from_millis(1900), "{:?}", started.elapsed());
+    std::thread::sleep(Duration::from_millis(2300));
+    let slow = server.asked().iter().filter(|asked| asked.prompt().contains("Slow")).count();
+    assert_eq!(slow, 1, "the request under way, and none after it");
 }

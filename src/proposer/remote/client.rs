@@ -213,11 +213,12 @@ impl Client {
         }
     }
 
-    /// Asks until there is at least one choice, and at most `n`, or until the retries are spent.
+    /// Asks until there is at least one choice, and at most `n`, or until the retries are spent or
+    /// the answer is not `wanted` any more.
     ///
     /// # Errors
     /// [`Error::Remote`] with the last answer.
-    pub fn complete(&self, ask: &Ask<'_>) -> Result<Vec<Choice>> {
+    pub fn complete(&self, ask: &Ask<'_>, wanted: impl Fn() -> bool) -> Result<Vec<Choice>> {
         let mut attempt = 0;
         loop {
             let failure = match self.ask(ask) {
@@ -226,7 +227,7 @@ impl Client {
             };
             attempt += 1;
             match failure.again {
-                Some(not_before) if attempt <= self.endpoint.retries => {
+                Some(not_before) if attempt <= self.endpoint.retries && wanted() => {
                     std::thread::sleep(not_before.max(self.wait(ask.seed, attempt)));
                 }
                 Some(_) if attempt > 1 => {

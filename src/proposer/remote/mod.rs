@@ -1,27 +1,34 @@
 //! A base model elsewhere: any server that speaks OpenAI's completions protocol.
 //!
-//! Candidates that are forks of one beam are one request with n = K. All requests of all searches
-//! run at the same time, up to a limit. What fails is asked for again, and only that; when the
-//! retries are spent, the one search fails whose candidates it was.
+//! Candidates that are forks of one beam are one request with n = K. The requests of all searches
+//! run at the same time, up to a limit, in the background: searches whose candidates have come go
+//! on while others wait. What fails is asked for again, and only that; when the retries are spent,
+//! the one search fails whose candidates it was.
 //!
 //! The server sees text: the prompt and what has been written so far. So it tokenises each chunk's
 //! beginning anew, and a token may be cut otherwise than the model would have. Stop strings are
 //! found here and not there, because a server does not say whether one of them or the model ended
 //! a text.
 
+mod asking;
 mod client;
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
 
 pub use client::{ApiKey, Endpoint};
 
-use super::{Draft, Finish, Lifetime, Prompt, Proposer, Sampling};
+use super::{Draft, Finish, Lifetime, Prompt, Proposer, Unfinished};
 use crate::error::{Error, Result};
 use crate::philox::Draw;
 use crate::text::{PromptFormat, Template};
-use client::{Ask, Choice, Client};
+use asking::{Asking, Chunk, Job, Numbered, Text};
+use client::{Choice, Client};
+
+/// How long to wait for an answer before the caller may look after other things.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How the server is prompted.
 #[derive(Clone, Debug)]
@@ -40,10 +47,8 @@ pub enum RemoteFormat {
 
 /// The base model on a server.
 pub struct RemoteProposer {
-    client: Client,
+    asking: Asking,
     format: RemoteFormat,
-    /// Choices that one request asks for at most: fewer once the server has given fewer.
-    choices: AtomicUsize,
 }
 
 /// A prompt as the server reads it.
@@ -58,6 +63,8 @@ pub struct RemotePrompt {
 #[derive(Clone)]
 pub struct RemoteState {
     prompt: Arc<str>,
+    /// What is on the way, and which of it is this one's.
+    coming: Option<(Arc<Chunk>, usize)>,
 }
 
 impl RemoteState {
@@ -75,13 +82,7 @@ impl RemoteProposer {
     /// # Errors
     /// [`Error::Flag`] for an address that cannot be one. The server is not asked yet.
     pub fn new(endpoint: Endpoint, format: RemoteFormat) -> Result<Self> {
-        let choices = AtomicUsize::new(endpoint.choices.max(1));
-        Ok(Self { client: Client::new(endpoint)?, format, choices })
-    }
-
-    /// Where and how the server is asked.
-    pub fn endpoint(&self) -> &Endpoint {
-        self.client.endpoint()
+        Ok(Self { asking: Asking::new(Client::new(endpoint)?), format })
     }
 
     /// A prompt's JSON.
@@ -92,126 +93,37 @@ impl RemoteProposer {
         }
     }
 
-    /// Asks for some candidates of a group. Returns what came, and what must still be asked for.
-    fn run(&self, group: &Group, part: &Part) -> Result<(Vec<Choice>, Vec<Part>)> {
-        let Sampling { temperature, top_p, top_k } = group.sampling;
-        // Greedy continuations of one text are all the same.
-        let n = if temperature == 0.0 { 1 } else { part.drafts.len() };
-        let ask = Ask {
-            model: &self.client.endpoint().model,
-            prompt: &group.prompt,
-            n,
-            max_tokens: group.steps,
-            temperature,
-            top_p,
-            top_k: (top_k > 0).then_some(top_k),
-            // Servers want a number that is not negative.
-            seed: part.draw.bits() >> 1,
-        };
-        let mut choices = self.client.complete(&ask)?;
-        for choice in &mut choices {
-            if choice.text.len() > group.steps.saturating_mul(Self::TOKEN_BYTES) {
-                let (bytes, steps) = (choice.text.len(), group.steps);
-                let reason = format!("it sent {bytes} bytes of text for at most {steps} tokens");
-                return Err(self.client.error(reason));
-            }
-            if !choice.ended {
-                // A character that was cut comes out broken; the next chunk begins before it.
-                let whole = choice.text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
-                choice.text.truncate(whole);
-            }
-        }
-        if temperature == 0.0 {
-            let first = choices[0].clone();
-            choices.resize(part.drafts.len(), first);
-        }
-        let rest = &part.drafts[choices.len().min(part.drafts.len())..];
-        if !rest.is_empty() {
-            self.choices.fetch_min(choices.len(), Ordering::Relaxed);
-        }
-        Ok((choices, self.parts(part.group, rest)))
-    }
-
-    /// Puts drafts together that continue the same text; one whose text cannot be tokenised fails.
-    fn groups(&self, drafts: &mut [Draft<'_, RemoteState>]) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
-        for (number, draft) in drafts.iter_mut().enumerate() {
+    /// Asks for the chunks of searches that wait for none yet. Drafts that continue the same text
+    /// go together; a search whose text cannot be tokenised fails.
+    fn ask(&self, drafts: &mut [Draft<'_, RemoteState>]) -> Result<()> {
+        let mut chunks: HashMap<usize, Arc<Chunk>> = HashMap::new();
+        let mut jobs: Vec<Job> = Vec::new();
+        // Which job continues which text of which search.
+        let mut texts: HashMap<(usize, String), usize> = HashMap::new();
+        for draft in drafts.iter_mut().filter(|draft| draft.state.coming.is_none()) {
             let search = draft.state.search();
+            let chunk = chunks.entry(search).or_default();
+            let place = chunk.add();
+            draft.state.coming = Some((chunk.clone(), place));
+            let draw = Draw { position: draft.response.tokens.len() as u32, ..draft.draw };
             let written = String::from_utf8_lossy(&draft.response.text);
             let text = format!("{}{written}", draft.state.prompt);
-            let numbered = Numbered {
-                draft: number,
-                draw: Draw { position: draft.response.tokens.len() as u32, ..draft.draw },
-            };
-            let same = |group: &&mut Group| group.search == search && group.text == text;
-            if let Some(group) = groups.iter_mut().find(same) {
-                group.drafts.push(numbered);
-                continue;
-            }
-            match self.prompt(&text) {
-                Err(error) => *draft.failure = Some(error),
-                Ok(prompt) => groups.push(Group {
-                    search,
-                    text,
-                    prompt,
-                    steps: draft.steps,
-                    sampling: draft.sampling,
-                    drafts: vec![numbered],
-                }),
+            let numbered = Numbered { place, draw };
+            match texts.entry((search, text)) {
+                Entry::Occupied(job) => jobs[*job.get()].drafts.push(numbered),
+                Entry::Vacant(vacant) => match self.prompt(&vacant.key().1) {
+                    Err(error) => chunk.fail(error),
+                    Ok(prompt) => {
+                        let (steps, sampling) = (draft.steps, draft.sampling);
+                        let text = Arc::new(Text { prompt, steps, sampling });
+                        let chunk = Arc::downgrade(chunk);
+                        vacant.insert(jobs.len());
+                        jobs.push(Job { text, chunk, drafts: vec![numbered] });
+                    }
+                },
             }
         }
-        groups
-    }
-
-    /// Answers for as many drafts, each a choice or an error; none where the search has failed
-    /// with another draft's error.
-    fn answers(&self, groups: &[Group], drafts: usize) -> Vec<Option<Result<Choice>>> {
-        let parts = (0..groups.len()).flat_map(|group| self.parts(group, &groups[group].drafts));
-        let queue = Queue::new(parts.collect());
-        let answers: Mutex<Vec<Option<Result<Choice>>>> =
-            Mutex::new((0..drafts).map(|_| None).collect());
-        let failed = Mutex::new(HashSet::new());
-        let work = || {
-            while let Some(part) = queue.next() {
-                let group = &groups[part.group];
-                if lock(&failed).contains(&group.search) {
-                    queue.done(Vec::new());
-                    continue;
-                }
-                let result = self.run(group, &part);
-                let mut answers = lock(&answers);
-                let left = match result {
-                    Ok((choices, left)) => {
-                        for (draft, choice) in part.drafts.iter().zip(choices) {
-                            answers[draft.draft] = Some(Ok(choice));
-                        }
-                        left
-                    }
-                    Err(error) => {
-                        lock(&failed).insert(group.search);
-                        answers[part.drafts[0].draft] = Some(Err(error));
-                        Vec::new()
-                    }
-                };
-                drop(answers);
-                queue.done(left);
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..self.client.endpoint().requests.min(drafts) {
-                scope.spawn(work);
-            }
-        });
-        answers.into_inner().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Cuts candidates into requests of as many as the server gives at once.
-    fn parts(&self, group: usize, drafts: &[Numbered]) -> Vec<Part> {
-        let most = self.choices.load(Ordering::Relaxed);
-        drafts
-            .chunks(most)
-            .map(|drafts| Part { group, draw: drafts[0].draw, drafts: drafts.to_vec() })
-            .collect()
+        self.asking.ask(jobs)
     }
 }
 
@@ -256,97 +168,36 @@ impl Proposer for RemoteProposer {
     }
 
     fn open(&mut self, prompts: &[&RemotePrompt]) -> Result<Vec<RemoteState>> {
-        Ok(prompts
-            .iter()
-            .map(|prompt| RemoteState { prompt: prompt.text.as_str().into() })
-            .collect())
+        let state = |prompt: &&RemotePrompt| {
+            let prompt = prompt.text.as_str().into();
+            RemoteState { prompt, coming: None }
+        };
+        Ok(prompts.iter().map(state).collect())
     }
 
     fn extend(&mut self, drafts: &mut [Draft<'_, RemoteState>]) -> Result<()> {
-        let groups = self.groups(drafts);
-        let answers = self.answers(&groups, drafts.len());
-        for (draft, answer) in drafts.iter_mut().zip(answers) {
-            match answer {
-                Some(Ok(Choice { text, ended, tokens })) => {
+        self.ask(drafts)?;
+        let coming = drafts.iter().filter_map(|draft| draft.state.coming.as_ref());
+        self.asking.wait(coming.map(|(chunk, _)| &**chunk), PATIENCE);
+        // Looked at once for each search: all of its drafts are given, or none.
+        let mut over: HashMap<usize, bool> = HashMap::new();
+        for draft in drafts {
+            let Some((chunk, place)) = &draft.state.coming else { continue };
+            if !*over.entry(draft.state.search()).or_insert_with(|| chunk.is_over()) {
+                *draft.unfinished = Some(Unfinished::Later);
+                continue;
+            }
+            match chunk.take(*place) {
+                Ok(Choice { text, ended, tokens }) => {
                     draft.response.push_untold(tokens, &text, draft.stop);
                     if ended {
                         draft.response.finish.get_or_insert(Finish::Eos);
                     }
                 }
-                Some(Err(error)) => *draft.failure = Some(error),
-                None => {}
+                Err(error) => *draft.unfinished = error.map(Unfinished::Failed),
             }
+            draft.state.coming = None;
         }
         Ok(())
     }
-}
-
-/// Candidates that continue the same text in the same way.
-struct Group {
-    search: usize,
-    text: String,
-    prompt: serde_json::Value,
-    steps: usize,
-    sampling: Sampling,
-    drafts: Vec<Numbered>,
-}
-
-/// A draft's place among all, and its random numbers.
-#[derive(Clone, Copy)]
-struct Numbered {
-    draft: usize,
-    draw: Draw,
-}
-
-/// One request.
-struct Part {
-    group: usize,
-    drafts: Vec<Numbered>,
-    /// Names its random numbers: the first candidate's.
-    draw: Draw,
-}
-
-/// Requests that are to be made, for several threads.
-struct Queue {
-    state: Mutex<Waiting>,
-    changed: Condvar,
-}
-
-struct Waiting {
-    parts: VecDeque<Part>,
-    /// Requests under way: they may yet leave something to be asked for.
-    running: usize,
-}
-
-impl Queue {
-    fn new(parts: VecDeque<Part>) -> Self {
-        Self { state: Mutex::new(Waiting { parts, running: 0 }), changed: Condvar::new() }
-    }
-
-    /// The next request; none when all are answered.
-    fn next(&self) -> Option<Part> {
-        let mut state = lock(&self.state);
-        loop {
-            if let Some(part) = state.parts.pop_front() {
-                state.running += 1;
-                return Some(part);
-            }
-            if state.running == 0 {
-                return None;
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// A request has been answered and leaves these.
-    fn done(&self, left: Vec<Part>) {
-        let mut state = lock(&self.state);
-        state.parts.extend(left);
-        state.running -= 1;
-        self.changed.notify_all();
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
