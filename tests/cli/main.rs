@@ -1,4 +1,5 @@
-//! The program as its users see it: what it prints, what it writes, what it refuses.
+//! The program as its users see it: what it prints, what it writes, what it refuses. Compiled twice:
+//! as `cli` for the CPU and as `cli_emulator` for the GPU's kernels on the emulator.
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
@@ -18,9 +19,22 @@ fn model(name: &str) -> String {
     folder.to_str().unwrap().to_owned()
 }
 
+/// Where the program computes: `cuda` if `TRIMTAB_TEST_DEVICE` says so.
+fn device() -> String {
+    let emulated = env!("CARGO_CRATE_NAME") == "cli_emulator";
+    let default = if emulated { "emulator" } else { "cpu" };
+    std::env::var("TRIMTAB_TEST_DEVICE").unwrap_or_else(|_| default.to_owned())
+}
+
+/// `many` where computing is fast, `few` on the emulator.
+fn many_or_few(many: usize, few: usize) -> usize {
+    if device() == "emulator" { few } else { many }
+}
+
 /// Runs the program.
 fn trimtab<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_trimtab")).args(args).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
+    command.args(args).env("TRIMTAB_DEVICE", device()).output().unwrap()
 }
 
 /// The flags of a guided search with the golden GPT-2s.

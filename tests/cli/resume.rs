@@ -5,10 +5,14 @@ struct Run {
     prompts: String,
 }
 
+fn good_prompts() -> usize {
+    many_or_few(9, 4)
+}
+
 impl Run {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let prompts = prompts_file(folder.path(), 9);
+        let prompts = prompts_file(folder.path(), good_prompts());
         Self { folder, prompts }
     }
 
@@ -66,6 +70,7 @@ fn a_run_survives_a_real_kill() {
     stdout(&run.search("whole", &[]));
     let output = run.path("killed");
     let mut child = Command::new(env!("CARGO_BIN_EXE_trimtab"))
+        .env("TRIMTAB_DEVICE", device())
         .args(run.args("killed", &["--concurrency", "1"]))
         .stderr(std::process::Stdio::null())
         .spawn()
@@ -93,7 +98,7 @@ fn an_output_of_another_run_is_left_alone() {
     assert_refused(&run.search("first", &[]), "--resume");
     assert_refused(&run.search("first", &["--resume", "--seed", "7"]), "seed = 1, not 7");
     assert_refused(&run.search("first", &["--resume", "--shard", "1/2"]), "shard");
-    let other = prompts_file(run.folder.path(), 9);
+    let other = prompts_file(run.folder.path(), good_prompts());
     let text = std::fs::read_to_string(&other).unwrap();
     std::fs::write(&other, text.replace("The film 0", "Another film")).unwrap();
     assert_refused(&run.search("first", &["--resume"]), "line 1: answers another prompt");
@@ -116,10 +121,11 @@ fn failures_keep_their_place() {
     let output = run.search("some", &[]);
     assert_refused(&output, "line 3");
     let answers = lines(&String::from_utf8(run.read("some")).unwrap());
-    assert_eq!(answers.len(), 11);
+    assert_eq!(answers.len(), good_prompts() + 2);
     assert_eq!(answers[2]["id"], 3);
     assert!(answers[5]["error"].as_str().unwrap().contains("base model's context holds 128"));
-    assert_eq!(answers.iter().filter(|a| a.get("error").is_none()).count(), 9);
+    let good = answers.iter().filter(|a| a.get("error").is_none());
+    assert_eq!(good.count(), good_prompts());
     let resumed = run.search("some", &["--resume"]);
     assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
     assert_eq!(lines(&String::from_utf8(run.read("some")).unwrap()), answers);
