@@ -110,8 +110,8 @@ def train_pair(splits, snippets, other, held_out, encode, tokenizer, args) -> fl
 
 def train_base(snippets, other, held_out, tokenizer, args) -> float:
     seed_everything(args.seed)
-    base = new_model(layers=3, width=128, heads=4, dropout=0.1)
-    train(base, other + snippets, held_out, args.base_epochs, 2e-3, args, "base")
+    base = new_model(layers=6, width=256, heads=8, dropout=0.15)
+    train(base, other + snippets, held_out, args.base_epochs, 1.2e-3, args, "base")
     loss = train(base, snippets, held_out, args.snippet_epochs, 4e-4, args, "base, snippets")
     save(base, tokenizer, args.out / "base")
     return math.exp(loss)

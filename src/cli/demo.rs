@@ -155,7 +155,7 @@ fn side_by_side<B: Backend>(
     let paint = Paint::new(std::io::stdout().is_terminal());
     let columns = columns();
     println!(
-        "A small film-review model, steered towards praise by two models half its size.\n\
+        "A small film-review model, steered towards praise by two models a tenth of its size.\n\
          gain: log π_tuned − log π_untuned, what the search maximises. sentiment: a judge that\n\
          shares no data with the guide, from −1 to 1.\n"
     );
