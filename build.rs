@@ -81,7 +81,14 @@ fn emulator(kernels: &Path, files: &[PathBuf], out: &Path) {
     let table = out.join("emulated_kernels.cpp");
     fs::write(&table, text).expect("OUT_DIR can be written");
     fs::write(out.join("kernel_names.rs"), names).expect("OUT_DIR can be written");
-    cc::Build::new()
+    let mut build = cc::Build::new();
+    println!("cargo::rerun-if-env-changed=TRIMTAB_SANITIZE");
+    // tools/sanitize.sh; rustc links with -nodefaultlibs, so the runtime has to be named.
+    if env::var_os("TRIMTAB_SANITIZE").is_some_and(|which| which == "address") {
+        build.flag("-fsanitize=address").flag("-g");
+        println!("cargo::rustc-link-arg=-lasan");
+    }
+    build
         .cpp(true)
         .std("c++17")
         .opt_level(2)
