@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# Apart from the usual builds, which would not run without the runtime.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/sanitize"
 export TRIMTAB_SANITIZE=address
 # The runtime must come before all other libraries; leaks are not what is looked for.
 export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0
