@@ -12,6 +12,7 @@ mod output;
 mod progress;
 mod score;
 mod search;
+mod serve;
 mod settings;
 mod tree;
 
@@ -36,6 +37,10 @@ enum Command {
     Search(Box<search::Args>),
     /// Score given responses: log-probabilities of a pair and their difference.
     Score(Box<score::Args>),
+    /// Answer requests over HTTP, as OpenAI's API does, and show searches on a page.
+    Serve(Box<serve::Args>),
+    /// Answer requests that come as JSON lines on standard input.
+    Stdio(Box<serve::StdioArgs>),
     /// Say what a model folder holds and what it needs in memory.
     Inspect(inspect::Args),
     /// Show weak-to-strong search on the three small models that come with trimtab.
@@ -73,6 +78,8 @@ fn run(command: Command) -> Result<Done> {
     match command {
         Command::Search(args) => search::run(*args),
         Command::Score(args) => score::run(*args),
+        Command::Serve(args) => serve::run(*args),
+        Command::Stdio(args) => serve::run_stdio(*args),
         Command::Inspect(args) => inspect::run(args),
         Command::Demo(args) => demo::run(args),
     }
