@@ -24,4 +24,6 @@ pub mod search;
 // Floor 6
 pub mod scheduler;
 // Floor 7
+pub mod server;
+// Floor 8
 pub mod cli;

@@ -103,6 +103,15 @@ impl Server {
 }
 
 impl BaseArgs {
+    /// The base model's name: on its server, or its folder's.
+    pub fn name(&self) -> String {
+        let folder = self.base.as_ref().map(|folder| {
+            let whole = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+            whole.file_name().unwrap_or(whole.as_os_str()).to_string_lossy().into_owned()
+        });
+        folder.or_else(|| self.base_model.clone()).unwrap_or_default()
+    }
+
     /// What the flags say; the API key is read here.
     pub fn base(&self) -> Result<Base> {
         let (url, model) = match (&self.base, &self.base_url, &self.base_model) {

@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod score;
 mod search;
+mod serve;
 mod settings;
 mod tree;
 
@@ -38,6 +39,10 @@ enum Command {
     Search(Box<search::Args>),
     /// Score given responses: log-probabilities of a pair and their difference.
     Score(Box<score::Args>),
+    /// Answer requests over HTTP, as OpenAI's API does, and show searches on a page.
+    Serve(Box<serve::Args>),
+    /// Answer requests that come as JSON lines on standard input.
+    Stdio(Box<serve::StdioArgs>),
     /// Say what a model folder holds and what it needs in memory.
     Inspect(inspect::Args),
     /// List what there is to compute on, and why not more.
@@ -77,6 +82,8 @@ fn run(command: Command) -> Result<Done> {
     match command {
         Command::Search(args) => search::run(*args),
         Command::Score(args) => score::run(*args),
+        Command::Serve(args) => serve::run(*args),
+        Command::Stdio(args) => serve::run_stdio(*args),
         Command::Inspect(args) => inspect::run(args),
         Command::Devices => device::list(),
         Command::Demo(args) => demo::run(args),

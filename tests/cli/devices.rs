@@ -1,10 +1,8 @@
 //! `trimtab devices` and `--device`: machines without a GPU, with a broken driver, and the emulator.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
-use crate::*;
+use super::*;
 
 /// Runs `devices` where libcuda, if there is one, comes from `folder` alone.
 fn devices(folder: &Path) -> (String, bool) {

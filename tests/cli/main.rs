@@ -1,5 +1,5 @@
-//! The program as its users see it: what it prints, what it writes, what it refuses. Compiled twice:
-//! as `cli` for the CPU and as `cli_emulator` for the GPU's kernels on the emulator.
+//! The program as its users see it: what it prints, what it writes, what it refuses. On the
+//! CPU, and as part of tests/cli_emulator.rs with the GPU's kernels on the emulator.
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;

@@ -1,0 +1,197 @@
+//! `trimtab serve` and `trimtab stdio`
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Done;
+use super::base::BaseArgs;
+use super::device::{DeviceArgs, Job};
+use super::models::{self, Bytes, GuideArgs, Plan};
+use super::settings::SearchArgs;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::kv_cache::Lifetime;
+use crate::scheduler::Scheduler;
+use crate::search::Settings;
+use crate::server::{Defaults, HttpOptions, Limits, Options, Server};
+
+/// What is served, and to what extent.
+#[derive(clap::Args, Clone, Debug)]
+pub struct BackendArgs {
+    #[command(flatten)]
+    base: BaseArgs,
+    #[command(flatten)]
+    guide: GuideArgs,
+    /// What requests get that do not say otherwise
+    #[command(flatten)]
+    search: SearchArgs,
+    /// The model's name in requests and answers [default: the base model's, or its folder's]
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// Searches that run at the same time
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    concurrency: usize,
+    /// Candidates (W·K) of all searches that may wait together; more are told to come back later
+    #[arg(long, value_name = "N", default_value_t = 16384)]
+    queue: usize,
+    /// A request's body at most
+    #[arg(long, value_name = "BYTES", default_value = "1M")]
+    max_body: Bytes,
+    /// A prompt at most
+    #[arg(long, value_name = "BYTES", default_value = "64K")]
+    max_prompt: Bytes,
+    /// W·K of a search at most
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_candidates: usize,
+    /// Tokens of an answer at most
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    max_tokens: usize,
+    /// Answers, or scores, of one request at most
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_answers: usize,
+    /// A request may take this long
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The address to listen on; 0.0.0.0 is all of them
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// The port to listen on; 0 is any that is free
+    #[arg(long, value_name = "N", default_value_t = 8000)]
+    port: u16,
+    /// Refuse requests to /v1 without this key
+    #[arg(long, value_name = "KEY", env = "TRIMTAB_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Connections at the same time; more wait to be accepted
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    max_connections: usize,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct StdioArgs {
+    /// Requests that are answered at the same time; more are not read yet
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    outstanding: usize,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+impl BackendArgs {
+    fn options(&self, settings: &Settings) -> Result<Options> {
+        let at_least_one = [
+            ("--concurrency", self.concurrency),
+            ("--queue", self.queue),
+            ("--max-body", self.max_body.0),
+            ("--max-prompt", self.max_prompt.0),
+            ("--max-candidates", self.max_candidates),
+            ("--max-tokens", self.max_tokens),
+            ("--max-answers", self.max_answers),
+            ("--timeout", self.timeout as usize),
+        ];
+        require_at_least_one(&at_least_one)?;
+        Ok(Options {
+            model: self.model_name.clone().unwrap_or_else(|| self.base.name()),
+            defaults: Defaults {
+                method: self.search.method,
+                shape: self.search.shape(),
+                settings: settings.clone(),
+                seed: self.search.seed,
+                guided: !self.guide.pairs().is_empty(),
+            },
+            limits: Limits {
+                body: self.max_body.0,
+                prompt: self.max_prompt.0,
+                candidates: self.max_candidates,
+                tokens: self.max_tokens,
+                answers: self.max_answers,
+            },
+            queue: self.queue,
+            timeout: Duration::from_secs(self.timeout),
+        })
+    }
+
+    /// What each of the searches in flight may need: enough for all of them as the flags have it,
+    /// and for the largest that a request may ask for.
+    fn life(&self, settings: &Settings) -> Lifetime {
+        let share = self.max_candidates.div_ceil(self.concurrency);
+        let life = settings.lifetime();
+        Lifetime {
+            response: self.max_tokens,
+            chunk: self.max_tokens,
+            beams: life.beams.max(share),
+            candidates: life.candidates.max(share),
+        }
+    }
+
+    /// Loads the models and answers what comes in by the server that `outside` makes.
+    fn run(&self, outside: impl FnOnce(Options) -> Result<Server> + Send) -> Result<Done> {
+        self.device.run(Serving { args: self, outside })
+    }
+
+    fn serve<B: Backend>(
+        &self,
+        backend: &Arc<B>,
+        outside: impl FnOnce(Options) -> Result<Server>,
+    ) -> Result<Done> {
+        let settings = self.search.settings(&self.guide)?;
+        let options = self.options(&settings)?;
+        let server = outside(options)?;
+        let plan = Plan {
+            life: self.life(&settings),
+            ..self.search.plan(self.base.base()?, &settings, self.concurrency)?
+        };
+        let ready = models::load(backend, &plan, &self.guide, self.device.kv_memory)?;
+        let scheduler = Scheduler::new(ready.proposer, ready.guide, self.concurrency);
+        server.run(scheduler, || eprintln!("trimtab: ready on {}", backend.describe()));
+        Ok(Done::Well)
+    }
+}
+
+/// A server that waits for its device.
+struct Serving<'a, F> {
+    args: &'a BackendArgs,
+    outside: F,
+}
+
+impl<F: FnOnce(Options) -> Result<Server> + Send> Job for Serving<'_, F> {
+    type Output = Done;
+
+    fn run<B: Backend>(self, backend: &Arc<B>) -> Result<Done> {
+        self.args.serve(backend, self.outside)
+    }
+}
+
+fn require_at_least_one(flags: &[(&str, usize)]) -> Result<()> {
+    match flags.iter().find(|(_, value)| *value == 0) {
+        None => Ok(()),
+        Some((flag, _)) => Err(Error::flag(*flag, "must be at least 1")),
+    }
+}
+
+pub fn run(args: Args) -> Result<Done> {
+    let Args { host, port, api_key, max_connections, backend } = args;
+    require_at_least_one(&[("--max-connections", max_connections)])?;
+    if api_key.as_deref() == Some("") {
+        return Err(Error::flag("--api-key", "must not be empty; leave it out to need none"));
+    }
+    let http = HttpOptions { api_key, connections: max_connections };
+    backend.run(|options| {
+        let (server, address) = Server::http(SocketAddr::new(host, port), http, options)?;
+        eprintln!("trimtab: listening on http://{address}");
+        Ok(server)
+    })
+}
+
+pub fn run_stdio(args: StdioArgs) -> Result<Done> {
+    let StdioArgs { outstanding, backend } = args;
+    require_at_least_one(&[("--outstanding", outstanding)])?;
+    backend.run(|options| Ok(Server::stdio(outstanding, options)))
+}

@@ -1,0 +1,312 @@
+//! The one thread that owns the scheduler, and how requests reach it.
+//!
+//! A request submits its jobs together: all are taken or none. What happens to them comes back
+//! over a channel; who drops the receiving end has cancelled them, and their pages are free before
+//! the next tick.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::metrics::Metrics;
+use crate::error::Error;
+use crate::guide::Guide;
+use crate::proposer::Proposer;
+use crate::scheduler::{Finished, Progress, Scheduler};
+use crate::search::{Chunk, Outcome, Settings};
+use crate::text::{Prompt, complete_utf8};
+
+/// One thing to do.
+pub enum Job {
+    /// A search.
+    Search {
+        /// What to answer.
+        prompt: Prompt,
+        /// How.
+        settings: Settings,
+        /// Whether to report text and steps as they come.
+        watch: bool,
+    },
+    /// A response that somebody else wrote, to be scored.
+    Given {
+        /// What it answers.
+        prompt: Prompt,
+        /// The response.
+        response: String,
+        /// Whether its end counts.
+        ended: bool,
+    },
+}
+
+impl Job {
+    /// W·K
+    fn candidates(&self) -> usize {
+        match self {
+            Job::Search { settings, .. } => settings.lifetime().candidates,
+            Job::Given { .. } => 1,
+        }
+    }
+}
+
+/// What happens to a job.
+pub enum Event {
+    /// A watched search has come further.
+    Step {
+        /// Its new steps.
+        chunks: Vec<Chunk>,
+        /// What is new in the text that its answer will begin with; all such texts together are
+        /// the answer's.
+        text: String,
+    },
+    /// It is done.
+    Done(Box<Outcome>),
+    /// It failed.
+    Failed(Arc<Error>),
+}
+
+/// The jobs of one request, taken.
+pub struct Accepted {
+    /// Tokens of each job's prompt, where the base model has read it.
+    pub prompt_tokens: Vec<Option<usize>>,
+    /// A job's place in the request, and what happens to it. Drop this to cancel them all.
+    pub events: mpsc::UnboundedReceiver<(usize, Event)>,
+}
+
+/// Why a request's jobs were not taken.
+pub enum Rejected {
+    /// This one could never run.
+    Impossible(usize, Error),
+    /// Even an empty queue could not hold them: W·K of all of them, and what the queue holds.
+    TooMany(usize, usize),
+    /// Too many wait already; seconds after which it may be different.
+    QueueFull(u64),
+}
+
+struct Submission {
+    jobs: Vec<Job>,
+    reply: oneshot::Sender<Result<Accepted, Rejected>>,
+}
+
+/// Where requests are handed in. The engine stops when all handles are gone and nothing is left.
+#[derive(Clone)]
+pub struct Handle {
+    submissions: Sender<Submission>,
+}
+
+impl Handle {
+    /// A handle, and the end that [`Engine::run`] takes.
+    pub fn new() -> (Self, Inbox) {
+        let (submissions, inbox) = channel();
+        (Self { submissions }, Inbox(inbox))
+    }
+
+    /// Hands in a request's jobs; none if the engine is gone.
+    pub async fn submit(&self, jobs: Vec<Job>) -> Option<Result<Accepted, Rejected>> {
+        let (reply, answer) = oneshot::channel();
+        self.submissions.send(Submission { jobs, reply }).ok()?;
+        answer.await.ok()
+    }
+}
+
+/// The engine's end of all [`Handle`]s.
+pub struct Inbox(Receiver<Submission>);
+
+/// A job that waits or runs.
+struct Active {
+    events: mpsc::UnboundedSender<(usize, Event)>,
+    /// Its place in its request.
+    index: usize,
+    watch: bool,
+    candidates: usize,
+    /// Steps that were reported.
+    chunks: usize,
+    /// Bytes of text that were reported.
+    text: usize,
+}
+
+impl Active {
+    /// Reports what is new, if anybody wants to know. `agreed` is text from the answer's beginning.
+    fn report(&mut self, chunks: &[Chunk], agreed: &str) {
+        let (chunks, text) = (&chunks[self.chunks..], &agreed[self.text..]);
+        if !self.watch || chunks.is_empty() && text.is_empty() {
+            return;
+        }
+        self.chunks += chunks.len();
+        self.text += text.len();
+        self.send(Event::Step { chunks: chunks.to_vec(), text: text.to_owned() });
+    }
+
+    /// Who does not listen any more is cancelled before the next tick.
+    fn send(&self, event: Event) {
+        let _ = self.events.send((self.index, event));
+    }
+}
+
+/// The scheduler, and who waits for what it does.
+pub struct Engine<P: Proposer, G: Guide> {
+    scheduler: Scheduler<P, G>,
+    active: BTreeMap<usize, Active>,
+    next_id: usize,
+    /// W·K that may wait together.
+    queue: usize,
+    metrics: Arc<Metrics>,
+    /// Time spent in ticks, and candidates of the searches that were finished in it.
+    busy: Duration,
+    finished_candidates: usize,
+}
+
+impl<P: Proposer, G: Guide> Engine<P, G> {
+    /// An engine with nothing to do yet. `queue` is the W·K that may wait together.
+    pub fn new(scheduler: Scheduler<P, G>, queue: usize, metrics: Arc<Metrics>) -> Self {
+        let engine = Self {
+            scheduler,
+            active: BTreeMap::new(),
+            next_id: 0,
+            queue,
+            metrics,
+            busy: Duration::ZERO,
+            finished_candidates: 0,
+        };
+        engine.show();
+        engine
+    }
+
+    /// Runs what comes in until nothing more can.
+    pub fn run(mut self, Inbox(inbox): Inbox) {
+        loop {
+            if self.active.is_empty() {
+                match inbox.recv() {
+                    Ok(submission) => self.take(submission),
+                    Err(_) => return,
+                }
+            }
+            while let Ok(submission) = inbox.try_recv() {
+                self.take(submission);
+            }
+            self.drop_cancelled();
+            self.show();
+            if !self.active.is_empty() {
+                self.tick();
+                self.show();
+            }
+        }
+    }
+
+    fn take(&mut self, Submission { jobs, reply }: Submission) {
+        // Who has gone already needs no answer; who goes now is cancelled before the next tick.
+        if !reply.is_closed() {
+            let _ = reply.send(self.submit(jobs));
+        }
+    }
+
+    /// Queues all jobs of a request or none.
+    fn submit(&mut self, jobs: Vec<Job>) -> Result<Accepted, Rejected> {
+        let candidates = jobs.iter().map(Job::candidates).fold(0, usize::saturating_add);
+        if candidates > self.queue {
+            return Err(Rejected::TooMany(candidates, self.queue));
+        }
+        let waiting = self.scheduler.waiting_candidates();
+        if candidates > self.queue - waiting.min(self.queue) {
+            return Err(Rejected::QueueFull(self.seconds_until_empty(waiting)));
+        }
+        let (sender, events) = mpsc::unbounded_channel();
+        let first = self.next_id;
+        let mut prompt_tokens = Vec::with_capacity(jobs.len());
+        for (index, job) in jobs.into_iter().enumerate() {
+            let id = self.next_id;
+            self.next_id += 1;
+            let candidates = job.candidates();
+            let (submitted, watch) = match job {
+                Job::Search { prompt, settings, watch } => {
+                    (self.scheduler.submit(id, &prompt, settings), watch)
+                }
+                Job::Given { prompt, response, ended } => {
+                    let given = self.scheduler.submit_given(id, &prompt, response, ended);
+                    (given.map(|()| None), false)
+                }
+            };
+            match submitted {
+                Ok(tokens) => prompt_tokens.push(tokens),
+                Err(error) => {
+                    (first..id).for_each(|id| {
+                        self.scheduler.cancel(id);
+                        self.active.remove(&id);
+                    });
+                    return Err(Rejected::Impossible(index, error));
+                }
+            }
+            let events = sender.clone();
+            let active = Active { events, index, watch, candidates, chunks: 0, text: 0 };
+            self.active.insert(id, active);
+        }
+        self.metrics.prompts(&prompt_tokens);
+        Ok(Accepted { prompt_tokens, events })
+    }
+
+    /// A guess, from how fast candidates were finished so far.
+    fn seconds_until_empty(&self, waiting: usize) -> u64 {
+        let each = self.busy.as_secs_f64() / self.finished_candidates.max(1) as f64;
+        (waiting as f64 * each).ceil().clamp(1.0, 60.0) as u64
+    }
+
+    fn drop_cancelled(&mut self) {
+        let gone = |active: &Active| active.events.is_closed();
+        let cancelled: Vec<usize> =
+            self.active.iter().filter(|(_, active)| gone(active)).map(|(&id, _)| id).collect();
+        for id in cancelled {
+            self.scheduler.cancel(id);
+            self.active.remove(&id);
+            self.metrics.cancelled();
+        }
+    }
+
+    fn tick(&mut self) {
+        let started = Instant::now();
+        let before = self.scheduler.spent();
+        let finished = match self.scheduler.tick() {
+            Ok(finished) => finished,
+            Err(error) => return self.fail_all(error),
+        };
+        self.busy += started.elapsed();
+        self.metrics.phases(before, self.scheduler.spent());
+        for Progress { id, chunks, agreed } in self.scheduler.progress() {
+            if let Some(active) = self.active.get_mut(&id) {
+                // Bytes of a character that is not complete yet are held back.
+                active.report(chunks, &complete_utf8(agreed).0);
+            }
+        }
+        for Finished { id, result } in finished {
+            let Some(mut active) = self.active.remove(&id) else { continue };
+            self.finished_candidates += active.candidates;
+            self.metrics.finished(&result);
+            match result {
+                Ok(outcome) => {
+                    active.report(&outcome.trace, &outcome.response.to_text());
+                    active.send(Event::Done(Box::new(outcome)));
+                }
+                Err(error) => active.send(Event::Failed(Arc::new(error))),
+            }
+        }
+    }
+
+    /// The device failed: nobody who runs or waits can be answered.
+    fn fail_all(&mut self, error: Error) {
+        eprintln!("trimtab: {error}");
+        let error = Arc::new(error);
+        for (id, active) in std::mem::take(&mut self.active) {
+            self.scheduler.cancel(id);
+            active.send(Event::Failed(error.clone()));
+        }
+    }
+
+    fn show(&self) {
+        let waiting = self.scheduler.waiting();
+        let running = self.scheduler.pending() - waiting;
+        self.metrics.queue(waiting, self.scheduler.waiting_candidates(), running);
+        let of_proposer = self.scheduler.proposer().page_capacity().len();
+        self.metrics.pools(&self.scheduler.pools(), of_proposer);
+    }
+}

@@ -1,0 +1,292 @@
+//! HTTP/1.1: connections, keys, bodies, server-sent events, and an orderly end.
+
+use std::convert::Infallible;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::{Stream, StreamExt, stream};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
+
+use super::api::{Api, Reply};
+use super::refusal::Refusal;
+
+/// Threads that talk to clients; the searches have their own.
+const THREADS: usize = 2;
+/// A client that has not sent its headers, or its body, or has not taken what it was sent.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What an idle stream sends a comment after, so that nobody in between gives it up.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// For connections to end once all requests are answered.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// How far beyond the limit a body is still read: who is cut off while sending sees no answer.
+const OVERRUN: usize = 8;
+
+/// How to be reached.
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    /// What clients must know to use `/v1`.
+    pub api_key: Option<String>,
+    /// Connections at the same time; more wait to be accepted.
+    pub connections: usize,
+}
+
+#[derive(Clone)]
+struct Site {
+    api: Arc<Api>,
+    api_key: Option<Arc<str>>,
+}
+
+/// Answers requests until a signal says to stop, and then the last ones.
+pub fn serve(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .expect("threads for HTTP");
+    runtime.block_on(listen(listener, options, api));
+    // What still runs has been given up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+}
+
+async fn listen(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a listening socket");
+    let graceful = GracefulShutdown::new();
+    let permits = Arc::new(Semaphore::new(options.connections));
+    let router = router(Site { api: api.clone(), api_key: options.api_key.map(Into::into) });
+    let mut stopped = std::pin::pin!(stopped(&api));
+    loop {
+        let accepted = tokio::select! {
+            permit = permits.clone().acquire_owned() => tokio::select! {
+                accepted = listener.accept() => accepted.map(|(stream, _)| (stream, permit)),
+                () = &mut stopped => break,
+            },
+            () = &mut stopped => break,
+        };
+        let (stream, permit) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: others will be closed.
+                eprintln!("trimtab: cannot accept a connection: {error}");
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(PATIENCE));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .serve_connection(
+                TokioIo::new(Box::pin(stream)),
+                TowerToHyperService::new(router.clone()),
+            );
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            // A client that breaks off is no news.
+            let _ = connection.await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    let _ = timeout(GOODBYE, graceful.shutdown()).await;
+}
+
+/// Ends once a signal has come and all requests are answered, or a second signal has come.
+async fn stopped(api: &Api) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Then a signal kills, as it does without a handler.
+        return std::future::pending().await;
+    };
+    let mut signalled = async || {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    signalled().await;
+    eprintln!("trimtab: answering the last requests; a second signal stops at once");
+    tokio::select! {
+        was_open = api.gate.drain() => if !was_open {
+            // The engine is not there yet, and loading cannot be interrupted.
+            std::process::exit(0);
+        },
+        () = signalled() => {}
+    }
+}
+
+fn router(site: Site) -> Router {
+    const HTML: &str = "text/html; charset=utf-8";
+    let page = |kind: &'static str, text: &'static str| {
+        get(move || async move { ([(header::CONTENT_TYPE, kind)], text) })
+    };
+    Router::new()
+        .route("/", page(HTML, include_str!("page/index.html")))
+        .route("/page.css", page("text/css; charset=utf-8", include_str!("page/page.css")))
+        .route("/page.js", page("text/javascript; charset=utf-8", include_str!("page/page.js")))
+        .fallback(answer)
+        .with_state(site)
+}
+
+/// Books a request when it has been answered, or given up.
+struct Booking {
+    api: Arc<Api>,
+    path: &'static str,
+    status: u16,
+    started: Instant,
+}
+
+impl Drop for Booking {
+    fn drop(&mut self) {
+        self.api.metrics.request(self.path, self.status, self.started.elapsed());
+    }
+}
+
+/// A path as it stands in the metrics, where strangers must not make up new ones.
+fn known(path: &str) -> &'static str {
+    const PATHS: [&str; 7] = [
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/score",
+        "/v1/models",
+        "/health",
+        "/ready",
+        "/metrics",
+    ];
+    PATHS.into_iter().find(|&known| known == path).unwrap_or("other")
+}
+
+async fn answer(State(site): State<Site>, request: Request) -> Response {
+    let mut booking = Booking {
+        api: site.api.clone(),
+        path: known(request.uri().path()),
+        // Unless it is answered, it was given up.
+        status: Refusal::cancelled().status,
+        started: Instant::now(),
+    };
+    match reply(&site, request).await {
+        Ok(reply) => {
+            booking.status = 200;
+            match reply {
+                Reply::Json(value) => json(StatusCode::OK, &value),
+                Reply::Text(kind, text) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
+                Reply::Stream(events) => {
+                    let events = Sse::new(server_sent(events, booking));
+                    let mut response =
+                        events.keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+                    let unbuffered = HeaderValue::from_static("no");
+                    response.headers_mut().insert("x-accel-buffering", unbuffered);
+                    response
+                }
+            }
+        }
+        Err(refusal) => {
+            booking.status = refusal.status;
+            refuse(&refusal)
+        }
+    }
+}
+
+async fn reply(site: &Site, request: Request) -> Result<Reply, Refusal> {
+    let Site { api, api_key } = site;
+    let path = request.uri().path().to_owned();
+    if let Some(key) = api_key
+        && path.starts_with("/v1/")
+        && !knows(request.headers(), key)
+    {
+        return Err(Refusal::unauthorized());
+    }
+    let takes_body = matches!(&*path, "/v1/completions" | "/v1/chat/completions" | "/v1/score");
+    match *request.method() {
+        Method::GET | Method::HEAD if !takes_body => api.get(&path),
+        Method::POST if takes_body => {
+            let kind = request.headers().get(header::CONTENT_TYPE);
+            let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+            if kind.split(';').next().unwrap_or_default().trim() != "application/json" {
+                return Err(Refusal::not_json());
+            }
+            let body = read(request.into_body(), api.options().limits.body);
+            let body = timeout(PATIENCE, body).await.map_err(|_| Refusal::too_slow())??;
+            api.post(&path, &body).await
+        }
+        // What is nowhere is not found, whatever the method.
+        _ if !takes_body && known(&path) == "other" => Err(Refusal::not_found(path)),
+        ref method => Err(Refusal::wrong_method(method.as_str(), &path)),
+    }
+}
+
+/// Whether a client has the key. Takes as long for an almost right one as for a wrong one.
+fn knows(headers: &HeaderMap, key: &str) -> bool {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let differences = given.bytes().zip(key.bytes()).fold(0, |sum, (a, b)| sum | (a ^ b));
+    given.len() == key.len() && differences == 0
+}
+
+async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
+    let mut parts = body.into_data_stream();
+    let mut bytes = Vec::new();
+    let mut len = 0;
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(|_| Refusal::malformed("the request's body was cut off"))?;
+        len += part.len();
+        if len <= limit {
+            bytes.extend_from_slice(&part);
+        } else if len > limit.saturating_mul(OVERRUN) {
+            break;
+        }
+    }
+    if len > limit { Err(Refusal::too_large(limit)) } else { Ok(bytes) }
+}
+
+fn json(status: StatusCode, value: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+fn refuse(refusal: &Refusal) -> Response {
+    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
+    let mut response = json(status, &refusal.body());
+    if let Some(seconds) = refusal.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        let bearer = HeaderValue::from_static("Bearer");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+    }
+    response
+}
+
+/// `data: {…}` for each event, and `data: [DONE]` unless the last one is an error.
+fn server_sent(
+    events: mpsc::Receiver<Result<Value, Refusal>>,
+    booking: Booking,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    stream::unfold(Some((events, booking)), |open| async {
+        let (mut events, mut booking) = open?;
+        let (data, open) = match events.recv().await {
+            Some(Ok(value)) => (value.to_string(), Some((events, booking))),
+            Some(Err(refusal)) => {
+                booking.status = refusal.status;
+                (refusal.body().to_string(), None)
+            }
+            None => ("[DONE]".to_owned(), None),
+        };
+        Some((Ok(Event::default().data(data)), open))
+    })
+}

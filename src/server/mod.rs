@@ -1,0 +1,99 @@
+//! Floor 7: a backend to put behind something. Nothing below knows of requests.
+//!
+//! ```text
+//! http  stdio          bytes in, bytes out
+//!    └┬──┘
+//!    api               requests → jobs, events → answers
+//!     ├ request, wire  what may be asked: each field honoured, or refused by its name
+//!     ├ answer         what is said: OpenAI's objects
+//!     ├ refusal        and what instead of it
+//!     └ gate           whether anybody is let in
+//!    engine            the thread that owns the scheduler
+//! ```
+
+mod answer;
+mod api;
+mod engine;
+mod gate;
+mod http;
+mod metrics;
+mod refusal;
+mod request;
+mod stdio;
+mod wire;
+
+pub use api::Options;
+pub use http::HttpOptions;
+pub use request::{Defaults, Limits};
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::error::{Error, Result};
+use crate::guide::Guide;
+use crate::proposer::Proposer;
+use crate::scheduler::Scheduler;
+use api::Api;
+use engine::{Engine, Handle, Inbox};
+use metrics::Metrics;
+
+/// Tokens between two looks at who came and who went.
+const STRIDE: usize = 8;
+
+/// The outer side of a server, on threads of its own: it answers from the start, and with an
+/// engine behind it, it answers requests.
+pub struct Server {
+    api: Arc<Api>,
+    inbox: Inbox,
+    outside: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens for HTTP on `address`; returns where that is, too: port 0 is any free one.
+    ///
+    /// # Errors
+    /// [`Error::Flag`] if the address cannot be listened on.
+    pub fn http(
+        address: SocketAddr,
+        http: HttpOptions,
+        options: Options,
+    ) -> Result<(Self, SocketAddr)> {
+        let refuse = |error| Error::flag("--host", format!("{address}: cannot listen: {error}"));
+        let listener = TcpListener::bind(address).map_err(refuse)?;
+        listener.set_nonblocking(true).map_err(refuse)?;
+        let address = listener.local_addr().map_err(refuse)?;
+        Ok((Self::new(options, |api| http::serve(listener, http, api)), address))
+    }
+
+    /// Reads requests from standard input, of which at most `outstanding` are answered at a time.
+    pub fn stdio(outstanding: usize, options: Options) -> Self {
+        Self::new(options, move |api| stdio::serve(outstanding, api))
+    }
+
+    fn new(options: Options, serve: impl FnOnce(Arc<Api>) + Send + 'static) -> Self {
+        let (handle, inbox) = Handle::new();
+        let api = Arc::new(Api::new(handle, options, Arc::new(Metrics::default())));
+        let outside = std::thread::spawn({
+            let api = api.clone();
+            move || serve(api)
+        });
+        Self { api, inbox, outside }
+    }
+
+    /// Lets requests in, which were told to come back until now, and runs the engine on this
+    /// thread until the outer side has ended and everything is answered.
+    pub fn run<P: Proposer, G: Guide>(self, scheduler: Scheduler<P, G>, opened: impl FnOnce()) {
+        let Self { api, inbox, outside } = self;
+        let (queue, metrics) = (api.options().queue, api.metrics.clone());
+        let engine = Engine::new(scheduler.with_stride(STRIDE), queue, metrics);
+        api.gate.open();
+        opened();
+        // The engine ends when nobody is left who could hand anything in.
+        drop(api);
+        engine.run(inbox);
+        if let Err(panic) = outside.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What a client is told when it does not get an answer: OpenAI's error body.
+
+use serde_json::{Value, json};
+
+use crate::error::Error;
+
+/// An error as it is sent: a status, and the body that OpenAI's clients know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// OpenAI's kind of error.
+    kind: &'static str,
+    /// A word for programs.
+    code: Option<&'static str>,
+    /// The field of the request that is to blame.
+    pub param: Option<String>,
+    /// A sentence for people.
+    pub message: String,
+    /// Seconds after which it may be tried again.
+    pub retry_after: Option<u64>,
+}
+
+impl Refusal {
+    fn new(status: u16, kind: &'static str, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { status, kind, code: None, param: None, message, retry_after: None }
+    }
+
+    /// 400: a field has a value that cannot work. `reason` continues the sentence: "must be …".
+    pub fn field(param: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        let param = param.into();
+        let message = format!("`{param}` {reason}");
+        Self { param: Some(param), ..Self::new(400, "invalid_request_error", message) }
+    }
+
+    /// 400: the body is not what it should be.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::new(400, "invalid_request_error", message)
+    }
+
+    /// 401
+    pub fn unauthorized() -> Self {
+        let message = "this server wants its API key: send the header Authorization: Bearer KEY";
+        let refusal = Self::new(401, "invalid_request_error", message);
+        Self { code: Some("invalid_api_key"), ..refusal }
+    }
+
+    /// 404
+    pub fn not_found(what: impl std::fmt::Display) -> Self {
+        Self::new(404, "invalid_request_error", format!("there is no {what} here"))
+    }
+
+    /// 404: another model than the one that is served.
+    pub fn unknown_model(asked: &str, served: &str) -> Self {
+        let message = format!("the model {asked:?} is not served here; {served:?} is");
+        let refusal = Self::new(404, "invalid_request_error", message);
+        Self { code: Some("model_not_found"), param: Some("model".into()), ..refusal }
+    }
+
+    /// 405
+    pub fn wrong_method(method: &str, path: &str) -> Self {
+        Self::new(405, "invalid_request_error", format!("{path} does not take {method}"))
+    }
+
+    /// 408: the client was too slow.
+    pub fn too_slow() -> Self {
+        Self::new(408, "invalid_request_error", "the request's body took too long to arrive")
+    }
+
+    /// 413
+    pub fn too_large(limit: usize) -> Self {
+        let message = format!("the request's body is larger than {limit} bytes");
+        Self::new(413, "invalid_request_error", message)
+    }
+
+    /// 415
+    pub fn not_json() -> Self {
+        let message = "the request must be JSON: send the header Content-Type: application/json";
+        Self::new(415, "invalid_request_error", message)
+    }
+
+    /// 429: too many wait already.
+    pub fn queue_full(retry_after: u64) -> Self {
+        let message = format!("too many searches are waiting; try again in {retry_after} s");
+        let refusal = Self::new(429, "rate_limit_error", message);
+        Self { code: Some("queue_full"), retry_after: Some(retry_after), ..refusal }
+    }
+
+    /// 499: nobody wants the answer any more.
+    pub fn cancelled() -> Self {
+        Self::new(499, "cancelled", "the request was cancelled")
+    }
+
+    /// 503: the models are not loaded yet, or the server is about to stop.
+    pub fn unavailable(why: &str) -> Self {
+        Self { retry_after: Some(1), ..Self::new(503, "server_error", why) }
+    }
+
+    /// 504: it took longer than the server allows.
+    pub fn timeout(seconds: u64) -> Self {
+        let message = format!("there was no answer within {seconds} s, the server's limit");
+        Self { code: Some("timeout"), ..Self::new(504, "server_error", message) }
+    }
+
+    /// 500: not the request's fault.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(500, "server_error", message)
+    }
+
+    /// The engine's error, in terms of the request whose prompt stood in the field `source`.
+    pub fn from_engine(error: &Error, source: &str) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::Flag { flag, reason } => {
+                Self::field(field_of(flag), reason.replace("--successors", "search.successors"))
+            }
+            Error::ContextTooShort { model, context, tokens, new_tokens } => {
+                let message = format!(
+                    "the {model} model's context holds {context} tokens, but the prompt has \
+                     {tokens} and up to {new_tokens} more were asked for; shorten it or lower \
+                     `max_tokens`"
+                );
+                let code = Some("context_length_exceeded");
+                Self { code, message, ..Self::field(source, "") }
+            }
+            Error::TooLargeForCache { needed, capacity } => {
+                let reason = format!(
+                    "needs up to {needed} pages of the cache, which has {capacity}; lower \
+                     beam_width, successors or `max_tokens`"
+                );
+                Self::field("search", reason)
+            }
+            Error::EmptyPrompt { .. } | Error::Template { .. } | Error::Tokenizer { .. } => {
+                Self { message, ..Self::field(source, "") }
+            }
+            Error::VocabularyMismatch { .. } => Self { message, ..Self::field(source, "") },
+            _ => Self::internal(message),
+        }
+    }
+
+    /// `{"error": {"message", "type", "param", "code"}}`
+    pub fn body(&self) -> Value {
+        json!({
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        })
+    }
+}
+
+/// The request's field that a flag of the command line is called.
+fn field_of(flag: &str) -> String {
+    match flag {
+        "--method" => "search.method",
+        "--beam-width" => "search.beam_width",
+        "--successors" => "search.successors",
+        "--chunk-len" => "search.chunk_len",
+        "--max-new-tokens" => "max_tokens",
+        other => return other.trim_start_matches('-').replace('-', "_"),
+    }
+    .into()
+}

@@ -1,0 +1,195 @@
+//! JSON lines on standard input and output, for programs that start trimtab as a child.
+//!
+//! A line `{"id": …, "path": "/v1/completions", "body": {…}}` is answered by
+//! `{"id": …, "status": 200, "body": {…}}`, in whatever order answers are ready. A stream's events
+//! come as `{"id": …, "event": {…}}`, and `{"id": …, "status": 200}` ends it. A line
+//! `{"id": …, "cancel": ID}` cancels. Whatever is wrong with a line is said in a line.
+
+use std::collections::HashMap;
+use std::io::{BufRead, Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::api::{Api, Reply};
+use super::refusal::Refusal;
+use super::wire::read;
+
+/// Room for what stands around a body in its line.
+const ENVELOPE: usize = 4096;
+/// Lines that may wait for a slow reader.
+const BUFFER: usize = 64;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    id: Value,
+    path: Option<String>,
+    body: Option<Box<RawValue>>,
+    cancel: Option<Value>,
+}
+
+/// Requests that are being answered, by their ids as JSON; dropping a sender cancels nothing,
+/// sending does.
+type Open = Arc<Mutex<HashMap<String, oneshot::Sender<()>>>>;
+
+/// Answers lines until the input ends, and then the last ones.
+pub fn serve(outstanding: usize, api: Arc<Api>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (lines, output) = mpsc::channel(BUFFER);
+    let writer = std::thread::spawn(move || write(output));
+    let limit = api.options().limits.body + ENVELOPE;
+    let (sender, input) = mpsc::channel(1);
+    // Not joined: it may be waiting for input that nobody wants any more.
+    std::thread::spawn(move || read_lines(limit, &sender));
+    runtime.block_on(answer(api, outstanding, input, lines));
+    drop(runtime);
+    let _ = writer.join();
+}
+
+/// Reads lines, each of at most `limit` bytes, with their numbers.
+fn read_lines(limit: usize, lines: &mpsc::Sender<(usize, Result<Vec<u8>, Refusal>)>) {
+    let mut input = std::io::stdin().lock();
+    for number in 1.. {
+        let mut line = Vec::new();
+        match input.by_ref().take(limit as u64 + 1).read_until(b'\n', &mut line) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) => {
+                eprintln!("trimtab: cannot read standard input: {error}");
+                return;
+            }
+        }
+        let line = if line.last() != Some(&b'\n') && line.len() > limit {
+            let _ = input.skip_until(b'\n');
+            Err(Refusal::too_large(limit))
+        } else if line.trim_ascii().is_empty() {
+            continue;
+        } else {
+            Ok(line)
+        };
+        if lines.blocking_send((number, line)).is_err() {
+            return;
+        }
+    }
+}
+
+fn write(mut lines: mpsc::Receiver<Value>) {
+    let mut output = std::io::stdout().lock();
+    while let Some(line) = lines.blocking_recv() {
+        let written = writeln!(output, "{line}").and_then(|()| output.flush());
+        if written.is_err() {
+            // Nobody reads: dropping the receiver ends all who would write.
+            return;
+        }
+    }
+}
+
+async fn answer(
+    api: Arc<Api>,
+    outstanding: usize,
+    mut input: mpsc::Receiver<(usize, Result<Vec<u8>, Refusal>)>,
+    output: mpsc::Sender<Value>,
+) {
+    api.gate.opened().await;
+    let open = Open::default();
+    let permits = Arc::new(Semaphore::new(outstanding));
+    let mut tasks = tokio::task::JoinSet::new();
+    loop {
+        let (number, line) = tokio::select! {
+            line = input.recv() => match line {
+                Some(line) => line,
+                None => break,
+            },
+            () = output.closed() => return,
+        };
+        while tasks.try_join_next().is_some() {}
+        let line = line.and_then(|line| read::<Line>(&line));
+        let (id, request) = match line {
+            Ok(Line { id, cancel: Some(other), path: None, body: None }) => {
+                let cancel = lock(&open).remove(&other.to_string());
+                let cancelled = cancel.is_some_and(|cancel| cancel.send(()).is_ok());
+                let reply = json!({ "id": id, "status": 200, "body": { "cancelled": cancelled } });
+                let _ = output.send(reply).await;
+                continue;
+            }
+            Ok(Line { id, cancel: Some(_), .. }) => {
+                (id, Err(Refusal::field("cancel", "must not stand beside `path` and `body`")))
+            }
+            Ok(Line { id, path: None, .. }) => (id, Err(Refusal::field("path", "is missing"))),
+            Ok(Line { id, path: Some(path), body, .. }) => (id, Ok((path, body))),
+            Err(refusal) => (Value::Null, Err(refusal)),
+        };
+        let (path, body) = match request {
+            Ok(request) => request,
+            Err(refusal) => {
+                let mut reply = refused(&id, &refusal);
+                reply["line"] = number.into();
+                let _ = output.send(reply).await;
+                continue;
+            }
+        };
+        let key = id.to_string();
+        if lock(&open).contains_key(&key) {
+            let refusal = Refusal::field("id", "is that of a request that is being answered");
+            let _ = output.send(refused(&id, &refusal)).await;
+            continue;
+        }
+        let (cancel, cancelled) = oneshot::channel();
+        lock(&open).insert(key.clone(), cancel);
+        let permit = permits.clone().acquire_owned().await;
+        let (api, output, open) = (api.clone(), output.clone(), open.clone());
+        tasks.spawn(async move {
+            let work = request_of(&api, &id, &path, body.as_deref(), &output);
+            let last = tokio::select! {
+                last = work => last,
+                Ok(()) = cancelled => refused(&id, &Refusal::cancelled()),
+                () = output.closed() => return,
+            };
+            lock(&open).remove(&key);
+            let _ = output.send(last).await;
+            drop(permit);
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+fn lock(open: &Open) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<()>>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refused(id: &Value, refusal: &Refusal) -> Value {
+    json!({ "id": id, "status": refusal.status, "body": refusal.body() })
+}
+
+/// Answers one request; returns the last line about it.
+async fn request_of(
+    api: &Api,
+    id: &Value,
+    path: &str,
+    body: Option<&RawValue>,
+    output: &mpsc::Sender<Value>,
+) -> Value {
+    let reply = match body {
+        Some(body) => api.post(path, body.get().as_bytes()).await,
+        None => api.get(path),
+    };
+    match reply {
+        Ok(Reply::Json(body)) => json!({ "id": id, "status": 200, "body": body }),
+        Ok(Reply::Text(_, text)) => json!({ "id": id, "status": 200, "body": text }),
+        Ok(Reply::Stream(mut events)) => {
+            while let Some(event) = events.recv().await {
+                match event {
+                    Ok(event) => _ = output.send(json!({ "id": id, "event": event })).await,
+                    Err(refusal) => return refused(id, &refusal),
+                }
+            }
+            json!({ "id": id, "status": 200 })
+        }
+        Err(refusal) => refused(id, &refusal),
+    }
+}
