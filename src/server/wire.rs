@@ -43,12 +43,25 @@ pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
         if reason.starts_with("unknown field") {
             Refusal::field(path, "is not a field that trimtab knows")
         } else {
-            Refusal::field(path, format!("is wrong: {reason}"))
+            Refusal::field(path, format!("is wrong: {}", in_words(reason)))
         }
     })?;
     let rest = |error| Refusal::malformed(format!("the body is not a valid request: {error}"));
     json.end().map_err(rest)?;
     Ok(value)
+}
+
+/// Rust's names of types are not the sender's.
+fn in_words(reason: &str) -> String {
+    let Some((found, expected)) = reason.split_once("expected ") else {
+        return reason.to_owned();
+    };
+    let expected = match expected {
+        "f32" | "f64" => "a number",
+        "u32" | "u64" | "usize" => "a whole number, not negative",
+        other => other,
+    };
+    format!("{found}expected {expected}")
 }
 
 /// A conversation that stood in the field `source`.
