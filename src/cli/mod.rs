@@ -3,6 +3,7 @@
 //! stdout carries results only; progress and messages go to stderr. Bad input ends with a
 //! sentence on stderr and exit code 2.
 
+mod bench;
 mod demo;
 mod input;
 mod inspect;
@@ -40,6 +41,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Show weak-to-strong search on the three small models that come with trimtab.
     Demo(demo::Args),
+    /// Measure, beside what this machine's memory and arithmetic allow.
+    Bench(bench::Args),
 }
 
 /// How a command that did not stop early went.
@@ -75,5 +78,6 @@ fn run(command: Command) -> Result<Done> {
         Command::Score(args) => score::run(*args),
         Command::Inspect(args) => inspect::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(args),
     }
 }

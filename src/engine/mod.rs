@@ -12,6 +12,7 @@ mod gpt2;
 mod llama;
 pub mod model;
 mod pair;
+mod tensors;
 mod transformer;
 
 use std::ops::Range;

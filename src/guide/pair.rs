@@ -11,7 +11,7 @@ use super::{Guide, Lifetime, Prompt, Score, Scoring};
 use crate::backend::Backend;
 use crate::engine::{Pair, Span};
 use crate::error::{Error, Result};
-use crate::kv_cache::Sequence;
+use crate::kv_cache::{PagePool, Sequence};
 use crate::proposer::{Finish, Response};
 use crate::text::{PromptFormat, complete_utf8};
 
@@ -51,6 +51,8 @@ pub struct PairGuide<B: Backend> {
     /// Score a response that was cut by a limit or a stop string as if it had ended, as the
     /// paper's code does.
     compat: bool,
+    /// Tokens of the first pair that were there for the first time.
+    tokens_new: u64,
 }
 
 /// A prompt for each pair.
@@ -103,11 +105,15 @@ impl Cached {
 impl<B: Backend> PairGuide<B> {
     /// A guide from pairs; see [`PairGuide`] for `compat`.
     pub fn new(pairs: Vec<WeightedPair<B>>, compat: bool) -> Self {
-        Self { pairs, compat }
+        Self { pairs, compat, tokens_new: 0 }
     }
 
-    /// Tokens that the models have run, and tokens that were new to them: their quotient is the
-    /// scorer-work ratio, ideally 1. (Tuned model of the first pair.)
+    /// The first pair's cache pages, the same in both of its pools.
+    pub fn pages(&self) -> Option<PagePool> {
+        self.pairs.first().map(|pair| pair.pair().pages.clone())
+    }
+
+    /// Tokens that the first pair's models have run.
     pub fn rows_run(&self) -> u64 {
         self.pairs.first().map_or(0, |pair| pair.pair().tuned.rows_run())
     }
@@ -115,6 +121,12 @@ impl<B: Backend> PairGuide<B> {
     /// Whether every pair has a token that ends a text.
     pub fn has_eos(&self) -> bool {
         self.pairs.iter().all(|pair| pair.eos.is_some())
+    }
+
+    /// Tokens that were new to the first pair: those of prompts and chunks, each counted once. The
+    /// tokens run, divided by these, are the scorer-work ratio; 1 is ideal.
+    pub fn tokens_new(&self) -> u64 {
+        self.tokens_new
     }
 
     /// The guide's tokens of a prompt and a response.
@@ -148,12 +160,12 @@ impl<B: Backend> PairGuide<B> {
         }
     }
 
-    /// Scores all items with one pair.
+    /// Scores all items with one pair; with the number of tokens that were new.
     fn score_pair(
         &self,
         index: usize,
         items: &mut [Scoring<'_, PairState>],
-    ) -> Result<Vec<Result<Score>>> {
+    ) -> Result<(Vec<Result<Score>>, u64)> {
         let weighted = &self.pairs[index];
         let mut pair = weighted.pair();
         let (context, vocab) = (pair.context(), pair.tuned.config().vocab);
@@ -207,12 +219,14 @@ impl<B: Backend> PairGuide<B> {
         let [tuned, untuned] = pair.logprobs(&spans, &targets)?;
         let mut logps = tuned.into_iter().zip(untuned).map(|(tuned, untuned)| [tuned, untuned]);
 
-        Ok(items
+        let mut tokens_new = 0;
+        let scores = items
             .iter_mut()
             .zip(plans)
             .map(|(item, plan)| {
                 let plan = plan?;
                 let cached = &mut item.state.pairs[index];
+                tokens_new += plan.tokens.len().saturating_sub(cached.tokens.len()) as u64;
                 cached.logps.resize(plan.tokens.len() - plan.rows(), [0.0; 2]);
                 cached.logps.extend(logps.by_ref().take(plan.rows()));
                 cached.tokens = plan.tokens;
@@ -223,7 +237,8 @@ impl<B: Backend> PairGuide<B> {
                     Err(Error::NotFinite { what: "the gain of a candidate".into() })
                 }
             })
-            .collect())
+            .collect();
+        Ok((scores, tokens_new))
     }
 }
 
@@ -322,7 +337,9 @@ impl<B: Backend> Guide for PairGuide<B> {
             for (state, prompt) in states.iter_mut().zip(prompts) {
                 let Rendered { text, tokens } = &prompt.pairs[index];
                 let mut sequence = pair.pages.sequence();
-                sequence.append(tokens.len().saturating_sub(1))?;
+                let rows = tokens.len().saturating_sub(1);
+                sequence.append(rows)?;
+                self.tokens_new += if index == 0 { rows as u64 } else { 0 };
                 state.pairs.push(Cached {
                     prompt_text: text.as_str().into(),
                     prompt: tokens.clone(),
@@ -349,7 +366,9 @@ impl<B: Backend> Guide for PairGuide<B> {
     fn score(&mut self, items: &mut [Scoring<'_, PairState>]) -> Result<Vec<Result<Score>>> {
         let mut totals: Vec<Result<Score>> = items.iter().map(|_| Ok(Score::default())).collect();
         for index in 0..self.pairs.len() {
-            for (total, score) in totals.iter_mut().zip(self.score_pair(index, items)?) {
+            let (scores, tokens_new) = self.score_pair(index, items)?;
+            self.tokens_new += if index == 0 { tokens_new } else { 0 };
+            for (total, score) in totals.iter_mut().zip(scores) {
                 *total = match (std::mem::replace(total, Ok(Score::default())), score) {
                     (Ok(total), Ok(score)) => Ok(add(total, score, index)),
                     (Err(error), _) | (Ok(_), Err(error)) => Err(error),
