@@ -8,7 +8,6 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use rayon::prelude::*;
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::{
     Advance, Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow, Segment,
@@ -48,19 +47,10 @@ fn weight(cpu: &CpuBackend, rows: usize, cols: usize) -> <CpuBackend as Backend>
 fn memory(c: &mut Criterion) {
     let cpu = CpuBackend::new(None).unwrap();
     // Twice the head's weights, far beyond any cache.
-    let values = vec![1u64; VOCAB * WIDTH / 2];
+    let values = vec![1.0f32; VOCAB * WIDTH];
     let mut group = c.benchmark_group("memory");
     group.throughput(Throughput::Bytes(size_of_val(&values[..]) as u64));
-    let sum = |chunk: &[u64]| {
-        let lanes = chunk.chunks_exact(8).fold([0u64; 8], |mut lanes, values| {
-            lanes.iter_mut().zip(values).for_each(|(lane, value)| *lane += value);
-            lanes
-        });
-        lanes.iter().sum::<u64>()
-    };
-    group.bench_function("memory_read", |b| {
-        b.iter(|| cpu.enter(|| values.par_chunks(1 << 13).map(sum).sum::<u64>()));
-    });
+    group.bench_function("memory_read", |b| b.iter(|| cpu.sum(&values)));
     group.finish();
 }
 

@@ -6,6 +6,7 @@
 //! device must run first (copy-on-write of a shared last page).
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
@@ -23,6 +24,8 @@ pub struct PagePool {
 struct Shared {
     capacity: usize,
     free: Mutex<Vec<u32>>,
+    /// The most pages ever in use at once.
+    most_used: AtomicUsize,
 }
 
 impl Shared {
@@ -55,7 +58,8 @@ impl PagePool {
     pub fn over(ids: Range<u32>) -> Self {
         let capacity = ids.len();
         // Popped from the end: low ids first, which keeps a young pool dense.
-        Self { shared: Arc::new(Shared { capacity, free: Mutex::new(ids.rev().collect()) }) }
+        let (free, most_used) = (Mutex::new(ids.rev().collect()), AtomicUsize::new(0));
+        Self { shared: Arc::new(Shared { capacity, free, most_used }) }
     }
 
     /// All pages, free or not.
@@ -66,6 +70,11 @@ impl PagePool {
     /// Pages that nobody owns.
     pub fn free(&self) -> usize {
         self.shared.free().len()
+    }
+
+    /// The most pages that were ever in use at the same time.
+    pub fn most_used(&self) -> usize {
+        self.shared.most_used.load(Ordering::Relaxed)
     }
 
     /// An empty sequence over this pool.
@@ -150,6 +159,7 @@ impl Sequence {
             return Err(Error::OutOfPages { needed: count, free: free.len() });
         };
         let ids = free.split_off(rest);
+        self.shared.most_used.fetch_max(self.shared.capacity - rest, Ordering::Relaxed);
         Ok(ids
             .into_iter()
             .rev()

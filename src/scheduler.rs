@@ -95,8 +95,10 @@ pub struct Spent {
     pub expand: Duration,
     /// Scoring them.
     pub score: Duration,
-    /// Settling, selecting, forking and dropping them.
+    /// Settling, selecting and dropping them.
     pub select: Duration,
+    /// Forking the beams.
+    pub fork: Duration,
 }
 
 impl<P: Proposer, G: Guide> Scheduler<P, G> {
@@ -359,14 +361,21 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         let scored = Instant::now();
         drop(items);
         let mut finished = Vec::new();
+        let mut live = Vec::new();
         for (running, count) in settled.into_iter().zip(counts) {
             let id = running.id;
-            let scores = scores.by_ref().take(count).collect();
-            finished.extend(running.select(scores).map(|result| Finished { id, result }));
+            match running.select(scores.by_ref().take(count).collect()) {
+                Some(result) => finished.push(Finished { id, result }),
+                None => live.extend(running.search_mut()),
+            }
         }
+        let selected = Instant::now();
+        live.into_iter().for_each(Search::expand);
+        let forked = Instant::now();
         self.running.retain(|running| finished.iter().all(|done| done.id != running.id));
         self.spent.score += scored - scoring;
-        self.spent.select += (scoring - started) + scored.elapsed();
+        self.spent.select += (scoring - started) + (selected - scored) + forked.elapsed();
+        self.spent.fork += forked - selected;
         Ok(finished)
     }
 }
@@ -391,16 +400,13 @@ impl<P: Proposer, G: Guide> Running<P, G> {
         self.search().is_none_or(|search| search.remaining() == 0)
     }
 
-    /// Goes on with the best candidates, given their scores; a result if that was the end.
+    /// Keeps the best candidates, given their scores; a result if that was the end.
     fn select(&mut self, mut scores: Vec<Result<Score>>) -> Option<Result<Outcome>> {
         match &mut self.task {
             Task::Search(search) => match (search.select(scores), search.outcome()) {
                 (Err(error), _) => Some(Err(error)),
                 (Ok(()), Some(outcome)) => Some(Ok(outcome)),
-                (Ok(()), None) => {
-                    search.expand();
-                    None
-                }
+                (Ok(()), None) => None,
             },
             Task::Given { response, .. } => Some(scores.remove(0).map(|score| Outcome {
                 finish: response.finish.unwrap_or(Finish::Length),

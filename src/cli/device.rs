@@ -54,10 +54,7 @@ pub(super) trait Job {
 impl DeviceArgs {
     /// Opens the device and runs `job` on it.
     pub(super) fn run<J: Job + Send>(&self, job: J) -> Result<J::Output> {
-        if self.threads.is_some_and(|threads| !(1..=MAX_THREADS).contains(&threads)) {
-            let reason = format!("must be at least 1 and at most {MAX_THREADS}");
-            return Err(Error::flag("--threads", reason));
-        }
+        self.check()?;
         match self.device {
             Device::Cpu => self.on_cpu(job),
             Device::Cuda => job.run(&Arc::new(CudaBackend::open()?)),
@@ -67,6 +64,23 @@ impl DeviceArgs {
                 Err(_) => self.on_cpu(job),
             },
         }
+    }
+
+    /// The processor, for what is measured on it alone.
+    pub fn cpu(&self) -> Result<Arc<CpuBackend>> {
+        if !matches!(self.device, Device::Auto | Device::Cpu) {
+            return Err(Error::flag("--device", "must be auto or cpu here"));
+        }
+        self.check()?;
+        Ok(Arc::new(CpuBackend::new(self.threads)?))
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.threads.is_some_and(|threads| !(1..=MAX_THREADS).contains(&threads)) {
+            let reason = format!("must be at least 1 and at most {MAX_THREADS}");
+            return Err(Error::flag("--threads", reason));
+        }
+        Ok(())
     }
 
     fn on_cpu<J: Job + Send>(&self, job: J) -> Result<J::Output> {

@@ -4,6 +4,7 @@
 //! sentence on stderr and exit code 2.
 
 mod base;
+mod bench;
 mod demo;
 mod device;
 mod input;
@@ -49,6 +50,8 @@ enum Command {
     Devices,
     /// Show weak-to-strong search on the three small models that come with trimtab.
     Demo(demo::Args),
+    /// Measure, beside what this machine's memory and arithmetic allow.
+    Bench(bench::Args),
 }
 
 /// How a command that did not stop early went.
@@ -87,5 +90,6 @@ fn run(command: Command) -> Result<Done> {
         Command::Inspect(args) => inspect::run(args),
         Command::Devices => device::list(),
         Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(args),
     }
 }

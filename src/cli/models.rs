@@ -16,9 +16,9 @@ use crate::proposer::{BaseProposer, Guidance, LocalProposer, RemoteProposer};
 use crate::text::{Bos, PromptFormat, Template, Tokenizer};
 
 /// Rows that run together.
-const ROWS: usize = 512;
+pub const ROWS: usize = 512;
 /// Rows whose logits exist at the same time.
-const LOGIT_ROWS: usize = 256;
+pub const LOGIT_ROWS: usize = 256;
 
 /// `--bos`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -86,25 +86,7 @@ impl Config {
     /// Reads `config.json` and, where it exists, `generation_config.json` of a model's folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let fields = Fields::open(folder.join("config.json"))?;
-        if fields.get("quantization_config").is_some() {
-            return Err(fields.error(
-                "quantization_config",
-                "says that the weights are quantised; use the original f32, f16 or bf16 files",
-            ));
-        }
-        let mut config = match fields.architecture()?.as_str() {
-            gpt2::NAME => gpt2::config(&fields)?,
-            llama::LLAMA => llama::config(&fields, llama::LLAMA)?,
-            llama::MISTRAL => llama::config(&fields, llama::MISTRAL)?,
-            name => {
-                return Err(Error::UnknownArchitecture {
-                    path: fields.path,
-                    name: name.to_owned(),
-                    supported: ARCHITECTURES.join(", "),
-                });
-            }
-        };
-        config.eos = fields.tokens("eos_token_id")?;
+        let mut config = Self::of(&fields)?;
         let generation = folder.join("generation_config.json");
         if generation.is_file() {
             let eos = Fields::open(generation)?.tokens("eos_token_id")?;
@@ -112,15 +94,50 @@ impl Config {
                 config.eos = eos;
             }
         }
-        if let Some(&token) = config.eos.iter().find(|&&token| token as usize >= config.vocab) {
-            let reason = format!("names token {token}, but vocab_size is {}", config.vocab);
-            return Err(fields.error("eos_token_id", reason));
+        config.checked(&fields)
+    }
+
+    /// Reads a `config.json` that is not in a file; `name` stands for its path in errors.
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
+        let fields = Fields::parse(name.into(), text)?;
+        Self::of(&fields)?.checked(&fields)
+    }
+
+    fn of(fields: &Fields) -> Result<Self> {
+        if fields.get("quantization_config").is_some() {
+            return Err(fields.error(
+                "quantization_config",
+                "says that the weights are quantised; use the original f32, f16 or bf16 files",
+            ));
         }
+        let mut config = match fields.architecture()?.as_str() {
+            gpt2::NAME => gpt2::config(fields)?,
+            llama::LLAMA => llama::config(fields, llama::LLAMA)?,
+            llama::MISTRAL => llama::config(fields, llama::MISTRAL)?,
+            name => {
+                return Err(Error::UnknownArchitecture {
+                    path: fields.path.clone(),
+                    name: name.to_owned(),
+                    supported: ARCHITECTURES.join(", "),
+                });
+            }
+        };
+        config.eos = fields.tokens("eos_token_id")?;
         Ok(config)
     }
 
-    /// Bytes that the weights take in bf16.
-    pub fn weight_bytes(&self) -> usize {
+    fn checked(self, fields: &Fields) -> Result<Self> {
+        match self.eos.iter().find(|&&token| token as usize >= self.vocab) {
+            None => Ok(self),
+            Some(token) => {
+                let reason = format!("names token {token}, but vocab_size is {}", self.vocab);
+                Err(fields.error("eos_token_id", reason))
+            }
+        }
+    }
+
+    /// Numbers in the matrices of all layers: a row is multiplied by each of them once.
+    pub fn layer_parameters(&self) -> usize {
         let Heads { query, kv, dim } = self.heads;
         let up = match self.activation {
             Activation::Gelu => 1,
@@ -128,12 +145,22 @@ impl Config {
         };
         let attention = self.width * (query + 2 * kv) * dim + query * dim * self.width;
         let mlp = self.width * self.feed_forward * (up + 1);
-        let tables = self.vocab * self.width * if self.tied_head { 1 } else { 2 };
+        self.layers * (attention + mlp)
+    }
+
+    /// Numbers in the head's matrix.
+    pub fn head_parameters(&self) -> usize {
+        self.vocab * self.width
+    }
+
+    /// Bytes that the weights take in bf16.
+    pub fn weight_bytes(&self) -> usize {
+        let tables = self.head_parameters() * if self.tied_head { 1 } else { 2 };
         let positions = match self.position {
             Position::Learned => self.context * self.width,
             Position::Rotary(_) => 0,
         };
-        2 * (self.layers * (attention + mlp) + tables + positions)
+        2 * (self.layer_parameters() + tables + positions)
     }
 
     /// Bytes of keys and values that one cached token takes.
@@ -151,7 +178,11 @@ pub struct Fields {
 impl Fields {
     fn open(path: PathBuf) -> Result<Self> {
         let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        match serde_json::from_str(&text) {
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: PathBuf, text: &str) -> Result<Self> {
+        match serde_json::from_str(text) {
             Ok(Value::Object(object)) => Ok(Self { path, object }),
             Ok(_) => Err(Error::Checkpoint { path, reason: "is not a JSON object".into() }),
             Err(e) => Err(Error::Checkpoint { path, reason: format!("is not JSON: {e}") }),

@@ -13,6 +13,7 @@ mod gpt2;
 mod llama;
 pub mod model;
 mod pair;
+mod tensors;
 mod transformer;
 
 use std::ops::Range;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::config::{Activation, Config, Norm, Position};
+use super::tensors::Tensors;
 use super::{gpt2, llama};
 use crate::backend::Backend;
 use crate::error::Result;
@@ -44,8 +45,8 @@ pub struct Names {
 pub struct Model<B: Backend> {
     /// What the model is.
     pub config: Config,
-    /// The files, still mapped: a twin compares its tensors with them.
-    pub checkpoint: Checkpoint,
+    /// Where the weights come from: a twin compares its own with them.
+    tensors: Tensors,
     pub(super) embedding: Arc<B::Matrix>,
     pub(super) positions: Option<Arc<B::Matrix>>,
     pub(super) layers: Vec<Layer<B>>,
@@ -84,22 +85,30 @@ impl<B: Backend> Model<B> {
     pub fn open(backend: &B, folder: &Path, twin: Option<&Model<B>>) -> Result<Self> {
         let config = Config::open(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
+        Self::load(backend, config, Tensors::Files(checkpoint), twin)
+    }
+
+    /// A model of this shape with random weights, for measuring speed: the same for the same
+    /// seed.
+    pub fn random(backend: &B, config: Config, seed: u64) -> Result<Self> {
+        Self::load(backend, config, Tensors::Random { seed }, None)
+    }
+
+    fn load(
+        backend: &B,
+        config: Config,
+        tensors: Tensors,
+        twin: Option<&Model<B>>,
+    ) -> Result<Self> {
         let names = if config.architecture == gpt2::NAME { &gpt2::NAMES } else { &llama::NAMES };
-        let prefixed = checkpoint.contains(&format!("{}{}", names.prefix, names.embedding));
+        let prefixed = tensors.contains(&format!("{}{}", names.prefix, names.embedding));
         let prefix = if prefixed { names.prefix } else { "" };
         let twin = twin.filter(|twin| {
             twin.config.architecture == config.architecture
-                && twin.checkpoint.contains(&format!("{prefix}{}", names.embedding))
+                && twin.tensors.contains(&format!("{prefix}{}", names.embedding))
         });
-        let mut loader = Loader {
-            backend,
-            names,
-            prefix,
-            config: &config,
-            checkpoint: &checkpoint,
-            twin,
-            shared: 0,
-        };
+        let mut loader =
+            Loader { backend, names, prefix, config: &config, tensors: &tensors, twin, shared: 0 };
 
         let (vocab, width) = (config.vocab, config.width);
         let theirs = twin.map(|twin| twin.embedding.clone());
@@ -122,7 +131,7 @@ impl<B: Backend> Model<B> {
         let shared_matrices = loader.shared;
         Ok(Self {
             config,
-            checkpoint,
+            tensors,
             embedding,
             positions,
             layers,
@@ -139,7 +148,7 @@ struct Loader<'a, B: Backend> {
     names: &'static Names,
     prefix: &'static str,
     config: &'a Config,
-    checkpoint: &'a Checkpoint,
+    tensors: &'a Tensors,
     twin: Option<&'a Model<B>>,
     shared: usize,
 }
@@ -238,23 +247,19 @@ impl<B: Backend> Loader<'_, B> {
         theirs: Option<Arc<B::Matrix>>,
     ) -> Result<Arc<B::Matrix>> {
         let shape = |rows| if transposed { [cols, rows] } else { [rows, cols] };
-        let views = parts
-            .iter()
-            .map(|(name, rows)| self.checkpoint.tensor(name, &shape(*rows)))
-            .collect::<Result<Vec<_>>>()?;
-        if let (Some(twin), Some(matrix)) = (self.twin, theirs)
-            && parts.iter().zip(&views).all(|((name, rows), view)| {
-                twin.checkpoint
-                    .tensor(name, &shape(*rows))
-                    .is_ok_and(|other| view.same_bytes(&other))
-            })
-        {
-            self.shared += 1;
-            return Ok(matrix);
+        if let (Some(twin), Some(matrix)) = (self.twin, theirs) {
+            let shared = parts
+                .iter()
+                .map(|(name, rows)| self.tensors.shares(&twin.tensors, name, &shape(*rows)))
+                .collect::<Result<Vec<bool>>>()?;
+            if shared.into_iter().all(|shared| shared) {
+                self.shared += 1;
+                return Ok(matrix);
+            }
         }
         let mut data: Vec<bf16> = Vec::new();
-        for ((_, rows), view) in parts.iter().zip(&views) {
-            let part = view.to_bf16();
+        for (name, rows) in parts {
+            let part = self.tensors.matrix(name, &shape(*rows))?;
             if transposed {
                 data.extend(
                     (0..*rows)
@@ -279,7 +284,7 @@ impl<B: Backend> Loader<'_, B> {
     fn stacked_vector(&self, parts: &[(String, usize)]) -> Result<B::Buffer<f32>> {
         let mut data = Vec::new();
         for (name, len) in parts {
-            data.extend(self.checkpoint.tensor(name, &[*len])?.to_f32());
+            data.extend(self.tensors.vector(name, *len)?);
         }
         let mut buffer = self.backend.alloc(data.len())?;
         self.backend.upload(&data, &mut buffer)?;

@@ -33,9 +33,20 @@ impl<B: Backend> Pair<B> {
         let tuned_model = Model::open(&**backend, tuned, None)?;
         let untuned_model = Model::open(&**backend, untuned, Some(&tuned_model))?;
         same_vocabulary_size(tuned, &tuned_model.config, untuned, &untuned_model.config)?;
+        Self::new(backend, tuned_model, untuned_model, limits, proposal_pages)
+    }
+
+    /// A pair of loaded models, which must have the same vocabulary; see [`Pair::open`].
+    pub fn new(
+        backend: &Arc<B>,
+        tuned: Model<B>,
+        untuned: Model<B>,
+        limits: Limits,
+        proposal_pages: usize,
+    ) -> Result<Self> {
         Ok(Self {
-            tuned: Engine::new(backend.clone(), tuned_model, limits)?,
-            untuned: Engine::new(backend.clone(), untuned_model, limits)?,
+            tuned: Engine::new(backend.clone(), tuned, limits)?,
+            untuned: Engine::new(backend.clone(), untuned, limits)?,
             pages: PagePool::over(0..page_id(limits.pages - proposal_pages)),
             proposal_pages: PagePool::over(
                 page_id(limits.pages - proposal_pages)..page_id(limits.pages),

@@ -91,6 +91,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Tokens that `cached` has never had so many of.
+    pub fn new_tokens(&self, cached: &Cached) -> usize {
+        self.tokens.len().saturating_sub(cached.tokens.len())
+    }
+
     /// Rolls `cached` back to what it has in common with `tokens`.
     pub fn new(cached: &mut Cached, tokens: Vec<u32>) -> Self {
         let common = common_prefix(&cached.tokens, &tokens);

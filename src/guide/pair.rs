@@ -12,7 +12,7 @@ use super::{Guide, Lifetime, Prompt, Score, Scoring};
 use crate::backend::Backend;
 use crate::engine::{Pair, Span};
 use crate::error::{Error, Result};
-use crate::kv_cache::{PAGE_LEN, Sequence};
+use crate::kv_cache::{PAGE_LEN, PagePool, Sequence};
 use crate::proposer::{Finish, Response};
 use crate::text::{Bos, PromptFormat, Tokenizer, complete_utf8};
 
@@ -84,6 +84,8 @@ pub struct PairGuide<B: Backend> {
     pairs: Vec<WeightedPair<B>>,
     /// The base model's tokenizer where responses are read as the paper's code reads them.
     compat: Option<Arc<Tokenizer>>,
+    /// Tokens of the first pair that were there for the first time.
+    tokens_new: u64,
 }
 
 /// A prompt for each pair.
@@ -109,7 +111,7 @@ impl<B: Backend> PairGuide<B> {
     /// characters), without special tokens, and one that was cut by a limit or a stop string is
     /// scored as if it had ended.
     pub fn new(pairs: Vec<WeightedPair<B>>, compat: Option<Arc<Tokenizer>>) -> Self {
-        Self { pairs, compat }
+        Self { pairs, compat, tokens_new: 0 }
     }
 
     /// Sequences of full length that fit into the cache at the same time.
@@ -121,8 +123,12 @@ impl<B: Backend> PairGuide<B> {
         fit.min().unwrap_or(usize::MAX)
     }
 
-    /// Tokens that the models have run, and tokens that were new to them: their quotient is the
-    /// scorer-work ratio, ideally 1. (Tuned model of the first pair.)
+    /// The first pair's cache pages, the same in both of its pools.
+    pub fn pages(&self) -> Option<PagePool> {
+        self.pairs.first().map(|pair| pair.pair().pages.clone())
+    }
+
+    /// Tokens that the first pair's models have run.
     pub fn rows_run(&self) -> u64 {
         self.pairs.first().map_or(0, |pair| pair.pair().tuned.rows_run())
     }
@@ -130,6 +136,12 @@ impl<B: Backend> PairGuide<B> {
     /// Whether every pair has a token that ends a text.
     pub fn has_eos(&self) -> bool {
         self.pairs.iter().all(|pair| pair.eos.is_some())
+    }
+
+    /// Tokens that were new to the first pair: those of prompts and chunks, each counted once. The
+    /// tokens run, divided by these, are the scorer-work ratio; 1 is ideal.
+    pub fn tokens_new(&self) -> u64 {
+        self.tokens_new
     }
 
     /// The guide's tokens of a prompt and a response.
@@ -163,12 +175,12 @@ impl<B: Backend> PairGuide<B> {
         Ok(tokens)
     }
 
-    /// Scores all items with one pair.
+    /// Scores all items with one pair; with the number of tokens that were new.
     fn score_pair(
         &self,
         index: usize,
         items: &mut [Scoring<'_, PairState>],
-    ) -> Result<Vec<Result<Score>>> {
+    ) -> Result<(Vec<Result<Score>>, u64)> {
         let weighted = &self.pairs[index];
         let mut pair = weighted.pair();
         let (context, vocab) = (pair.context(), pair.tuned.config().vocab);
@@ -211,9 +223,12 @@ impl<B: Backend> PairGuide<B> {
             .collect();
         let mut logps = run(&mut pair, &staying)?.into_iter();
 
-        let mut scores = Vec::with_capacity(items.len());
+        let (mut scores, mut tokens_new) = (Vec::with_capacity(items.len()), 0);
         for (item, plan) in items.iter_mut().zip(plans) {
             let cached = &mut item.state.pairs[index];
+            if let Ok(plan) = &plan {
+                tokens_new += plan.new_tokens(cached) as u64;
+            }
             scores.push(match plan {
                 Err(error) => Err(error),
                 Ok(plan) if plan.stays => {
@@ -230,7 +245,7 @@ impl<B: Backend> PairGuide<B> {
                 },
             });
         }
-        Ok(scores)
+        Ok((scores, tokens_new))
     }
 }
 
@@ -337,7 +352,9 @@ impl<B: Backend> Guide for PairGuide<B> {
             for (state, prompt) in states.iter_mut().zip(prompts) {
                 let Rendered { text, tokens, share } = &prompt.pairs[index];
                 let mut sequence = pair.pages.sequence();
-                sequence.append(tokens.len().saturating_sub(1))?;
+                let rows = tokens.len().saturating_sub(1);
+                sequence.append(rows)?;
+                self.tokens_new += if index == 0 { rows as u64 } else { 0 };
                 state.pairs.push(Cached {
                     prompt_text: text.as_str().into(),
                     prompt: tokens.clone(),
@@ -365,7 +382,9 @@ impl<B: Backend> Guide for PairGuide<B> {
     fn score(&mut self, items: &mut [Scoring<'_, PairState>]) -> Result<Vec<Result<Score>>> {
         let mut totals: Vec<Result<Score>> = items.iter().map(|_| Ok(Score::default())).collect();
         for index in 0..self.pairs.len() {
-            for (total, score) in totals.iter_mut().zip(self.score_pair(index, items)?) {
+            let (scores, tokens_new) = self.score_pair(index, items)?;
+            self.tokens_new += if index == 0 { tokens_new } else { 0 };
+            for (total, score) in totals.iter_mut().zip(scores) {
                 *total = match (std::mem::replace(total, Ok(Score::default())), score) {
                     (Ok(total), Ok(score)) => Ok(add(total, score, index)),
                     (Err(error), _) | (Ok(_), Err(error)) => Err(error),

@@ -61,9 +61,19 @@ impl<B: Backend> LocalProposer<B> {
         Self { engine, pages, format, eos, guidance }
     }
 
+    /// The same with responses that only end at the token limit, for measuring speed.
+    pub fn ignoring_eos(self) -> Self {
+        Self { eos: Vec::new(), ..self }
+    }
+
     /// The base model's engine.
     pub fn engine(&self) -> &Engine<B> {
         &self.engine
+    }
+
+    /// The base model's cache pages.
+    pub fn pages(&self) -> &PagePool {
+        &self.pages
     }
 
     /// Which model stream `index` belongs to, for messages.

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenizers::AddedToken;
 
 use super::bytes::{ByteTable, Spelling};
@@ -65,24 +65,54 @@ impl Tokenizer {
     /// be or describes a kind of tokenizer whose tokens have no bytes of their own.
     pub fn open(folder: &Path) -> Result<Tokenizer> {
         let path = folder.join(TOKENIZER);
-        let unusable = |reason: String| Error::Tokenizer { path: path.clone(), reason };
-        let json = read(&path)?.ok_or_else(|| {
-            unusable(
-                "is missing; save the model's fast tokenizer in the same folder, in Python: \
+        let json = read(&path)?.ok_or_else(|| Error::Tokenizer {
+            path,
+            reason: "is missing; save the model's fast tokenizer in the same folder, in Python: \
                  AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-                    .into(),
-            )
+                .into(),
         })?;
+        let side = SideFiles::read(folder)?;
+        let template = side.chat_template(folder)?;
+        Self::build(folder, &json, &side, template)
+    }
+
+    /// A tokenizer for models that have none: token n is the word `t`n, words stand between
+    /// spaces. For measuring speed.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when there are more than 4,194,304 tokens.
+    pub fn numbered(len: usize) -> Result<Tokenizer> {
+        let vocab: BTreeMap<String, usize> = (0..len).map(|id| (format!("t{id}"), id)).collect();
+        let json = json!({
+            "version": "1.0",
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "decoder": {
+                "type": "ByteLevel",
+                "add_prefix_space": true,
+                "trim_offsets": true,
+                "use_regex": true,
+            },
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"},
+        });
+        Self::build(Path::new("t0 t1 …"), json.to_string().as_bytes(), &SideFiles::default(), None)
+    }
+
+    fn build(
+        folder: &Path,
+        json: &[u8],
+        side: &SideFiles,
+        template: Option<(String, PathBuf)>,
+    ) -> Result<Tokenizer> {
+        let unusable = |reason: String| Error::Tokenizer { path: folder.join(TOKENIZER), reason };
         // Syntax first, for a message with line and column.
-        serde_json::from_slice::<IgnoredAny>(&json)
+        serde_json::from_slice::<IgnoredAny>(json)
             .map_err(|e| unusable(format!("is not JSON: {e}")))?;
-        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&json))
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json))
             .map_err(|e| unusable(format!("is not a valid tokenizer: {e}")))?;
         // Settings of the training that saved the file; a prompt is never cut or filled up.
         inner.with_truncation(None).map_err(|e| unusable(e.to_string()))?;
         inner.with_padding(None);
 
-        let side = SideFiles::read(folder)?;
         let mut named = |field| -> Result<Option<(String, u32)>> {
             let Some((token, file)) = side.special_token(field) else { return Ok(None) };
             let id = inner.token_to_id(&token).ok_or_else(|| Error::Tokenizer {
@@ -98,7 +128,7 @@ impl Tokenizer {
         let (bos, eos) = (named("bos_token")?, named("eos_token")?);
         let text_of =
             |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.to_owned());
-        let chat_template = side.chat_template(folder)?.map(|(source, origin)| {
+        let chat_template = template.map(|(source, origin)| {
             ChatTemplate::new(&source, &origin, text_of(&bos).as_deref(), text_of(&eos).as_deref())
         });
 
@@ -366,6 +396,7 @@ fn front(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<u32>> {
 }
 
 /// What lies beside `tokenizer.json`.
+#[derive(Default)]
 struct SideFiles {
     config: Value,
     special_tokens: Value,

@@ -7,6 +7,7 @@ mod isa;
 mod math;
 mod matmul;
 mod matrix;
+mod memory;
 mod rows;
 mod sample;
 mod simd;
@@ -57,6 +58,11 @@ impl CpuBackend {
     /// waking another thread first.
     pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         self.pool.install(f)
+    }
+
+    /// Adds up `values` with all threads, in no certain order: as fast as memory can be read.
+    pub fn sum(&self, values: &[f32]) -> f32 {
+        memory::sum(self, values)
     }
 
     /// `each(x[row], out[row])` for rows of `width` and `out_width` numbers.

@@ -1,0 +1,100 @@
+//! The work that cannot be avoided: bytes to read and operations to do.
+
+use super::machine::Machine;
+use crate::engine::Config;
+
+/// Bytes from memory, and multiplications and additions.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    pub bytes: f64,
+    pub operations: f64,
+}
+
+/// Rows that run through a model together.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    pub rows: usize,
+    /// Rows of which logits are wanted.
+    pub head_rows: usize,
+    /// Positions that the rows attend to, added up.
+    pub attended: usize,
+    /// Positions among them that are different ones: what is shared is read once.
+    pub distinct: usize,
+}
+
+impl Work {
+    /// One pass through a model: all weights once, in bf16, and all keys and values once.
+    pub fn pass(config: &Config, pass: Pass) -> Self {
+        let Pass { rows, head_rows, attended, distinct } = pass;
+        let head = if head_rows > 0 { config.head_parameters() } else { 0 };
+        let attention = 4 * config.layers * config.heads.query_width() * attended;
+        let matmuls = 2 * (rows * config.layer_parameters() + head_rows * head);
+        let weights = 2 * (config.layer_parameters() + head);
+        Self {
+            bytes: (weights + distinct * config.kv_bytes_per_token()) as f64,
+            operations: (matmuls + attention) as f64,
+        }
+    }
+
+    /// `texts` texts of `len` tokens from their beginning; with logits or without.
+    pub fn texts(config: &Config, texts: usize, len: usize, head: bool) -> Self {
+        let rows = texts * len;
+        let head_rows = if head { rows } else { 0 };
+        Self::pass(config, Pass { rows, head_rows, attended: rows * (len + 1) / 2, distinct: rows })
+    }
+}
+
+/// Searches that run together, all alike and none of them ending early.
+#[derive(Clone, Copy)]
+pub struct SearchCost<'a> {
+    pub machine: &'a Machine,
+    pub base: &'a Config,
+    /// Tuned and untuned.
+    pub guide: [&'a Config; 2],
+    pub searches: usize,
+    pub prompt: usize,
+    pub beam_width: usize,
+    pub candidates: usize,
+}
+
+impl SearchCost<'_> {
+    /// Seconds to run the prompts.
+    pub fn prefill(&self) -> f64 {
+        let models = self.guide.iter().chain([&self.base]);
+        let works = models.map(|config| Work::texts(config, self.searches, self.prompt - 1, false));
+        works.map(|work| self.machine.seconds(work)).sum()
+    }
+
+    /// Seconds to add `len` tokens to candidates that have `done`.
+    pub fn expand(&self, done: usize, len: usize) -> f64 {
+        let rows = self.searches * self.candidates;
+        let step = |token| Pass {
+            rows,
+            head_rows: rows,
+            attended: rows * (self.prompt + done + token),
+            distinct: self.distinct(done, token + 1),
+        };
+        let works = (0..len).map(|token| Work::pass(self.base, step(token)));
+        works.map(|work| self.machine.seconds(work)).sum()
+    }
+
+    /// Seconds to score them.
+    pub fn score(&self, done: usize, len: usize) -> f64 {
+        let candidates = self.searches * self.candidates;
+        let rows = candidates * len;
+        let attended = candidates * (0..len).map(|t| self.prompt + done + t).sum::<usize>();
+        let pass = Pass { rows, head_rows: rows, attended, distinct: self.distinct(done, len) };
+        self.guide.iter().map(|config| self.machine.seconds(Work::pass(config, pass))).sum()
+    }
+
+    /// Cached positions while candidates are `len` tokens beyond the `done` ones of their beams.
+    fn distinct(&self, done: usize, len: usize) -> usize {
+        self.searches * (self.prompt + self.beam_width * done + self.candidates * len)
+    }
+}
+
+/// Where chunks of `chunk_len` begin and how long they are, up to `max_new_tokens`.
+pub fn chunks(chunk_len: usize, max_new_tokens: usize) -> impl Iterator<Item = (usize, usize)> {
+    let starts = (0..max_new_tokens).step_by(chunk_len);
+    starts.map(move |done| (done, chunk_len.min(max_new_tokens - done)))
+}

@@ -1,0 +1,90 @@
+//! `trimtab bench score`
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Common;
+use super::bounds::Work;
+use super::machine::{Machine, peak_memory};
+use super::models::{Source, token};
+use super::report::{self, Row};
+use crate::backend::Backend;
+use crate::cli::Done;
+use crate::engine::{Engine, Span};
+use crate::error::Result;
+use crate::kv_cache::{PagePool, Sequence};
+
+const BENCH: &str = "score";
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Texts that are scored together
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,16")]
+    batch: Vec<usize>,
+}
+
+pub fn run(args: &Args) -> Result<Done> {
+    args.common.check(&[("--batch", args.batch.iter().copied().min().unwrap_or(0))])?;
+    let sources = args.common.models.sources()?;
+    let cpu = args.common.device.cpu()?;
+    cpu.clone().enter(|| {
+        let machine = Machine::measure(&cpu)?;
+        let mut rows = machine.rows(BENCH);
+        for source in &sources {
+            rows.extend(measure(&cpu, &machine, source, args)?);
+        }
+        rows.extend(peak_memory().map(|bytes| Row::new(BENCH, "peak_memory", "B", vec![bytes])));
+        report::print(&rows, args.common.format, &cpu.describe())?;
+        Ok(Done::Well)
+    })
+}
+
+fn measure<B: Backend>(
+    backend: &Arc<B>,
+    machine: &Machine,
+    source: &Source,
+    args: &Args,
+) -> Result<Vec<Row>> {
+    let len = args.common.prompt_len;
+    let most = args.batch.iter().copied().max().unwrap_or(1);
+    let config = &source.config;
+    let mut engine = source.engine(backend, most, len, args.common.device.kv_memory)?;
+    let mut rows = Vec::new();
+    for &batch in &args.batch {
+        // One more, which is only asked for.
+        let texts: Vec<Vec<u32>> = (0..batch)
+            .map(|text| (0..=len).map(|place| token(text, place, config.vocab)).collect())
+            .collect();
+        let what = format!("{BENCH} {}, batch {batch}", source.name);
+        let times = args.common.repeated(&what, || once(&mut engine, &texts))?;
+        let tokens = (batch * len) as f64;
+        let bound = machine.seconds(Work::texts(config, batch, len, true));
+        let rates = times.iter().map(|seconds| tokens / seconds).collect();
+        rows.push(Row {
+            setting: format!("{}, {len} tokens", source.name),
+            batch: Some(batch),
+            ..Row::new(BENCH, "score_tokens_per_s", "tokens/s", rates).bound(tokens / bound)
+        });
+    }
+    Ok(rows)
+}
+
+/// Seconds to compute the log-probability of each token but the first.
+fn once<B: Backend>(engine: &mut Engine<B>, texts: &[Vec<u32>]) -> Result<f64> {
+    let pool = PagePool::new(engine.limits().pages);
+    let mut sequences: Vec<Sequence> = texts.iter().map(|_| pool.sequence()).collect();
+    let started = Instant::now();
+    for (sequence, text) in sequences.iter_mut().zip(texts) {
+        sequence.append(text.len() - 1)?;
+    }
+    let spans: Vec<Span<'_>> = texts
+        .iter()
+        .zip(&sequences)
+        .map(|(text, sequence)| Span { tokens: &text[..text.len() - 1], start: 0, sequence })
+        .collect();
+    let targets: Vec<u32> = texts.iter().flat_map(|text| &text[1..]).copied().collect();
+    engine.logprobs(&spans, &targets)?;
+    Ok(started.elapsed().as_secs_f64())
+}

@@ -1,0 +1,73 @@
+//! Where a model's tensors come from: a checkpoint, or thin air.
+
+use crate::error::Result;
+use crate::tensor::bf16;
+use crate::weights::Checkpoint;
+
+/// A source of tensors by name.
+pub enum Tensors {
+    /// Files, still mapped: a twin compares its tensors with them.
+    Files(Checkpoint),
+    /// Weights that nobody trained, for measuring speed: the same for the same seed and name.
+    Random {
+        /// Names the numbers.
+        seed: u64,
+    },
+}
+
+impl Tensors {
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Files(checkpoint) => checkpoint.contains(name),
+            Self::Random { .. } => true,
+        }
+    }
+
+    /// A matrix, row-major.
+    pub fn matrix(&self, name: &str, shape: &[usize; 2]) -> Result<Vec<bf16>> {
+        match self {
+            Self::Files(checkpoint) => Ok(checkpoint.tensor(name, shape)?.to_bf16()),
+            Self::Random { seed } => Ok(random(*seed, name, shape[0] * shape[1])),
+        }
+    }
+
+    /// A bias, or the weight of a norm.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        match self {
+            Self::Files(checkpoint) => Ok(checkpoint.tensor(name, &[len])?.to_f32()),
+            // As models are before training.
+            Self::Random { .. } => Ok(vec![if name.ends_with(".weight") { 1.0 } else { 0.0 }; len]),
+        }
+    }
+
+    /// Whether `other` has this matrix too, byte for byte; an error if there is none here.
+    pub fn shares(&self, other: &Tensors, name: &str, shape: &[usize; 2]) -> Result<bool> {
+        match (self, other) {
+            (Self::Files(ours), Self::Files(theirs)) => {
+                let ours = ours.tensor(name, shape)?;
+                Ok(theirs.tensor(name, shape).is_ok_and(|theirs| ours.same_bytes(&theirs)))
+            }
+            (Self::Random { seed: ours }, Self::Random { seed: theirs }) => Ok(ours == theirs),
+            _ => Ok(false),
+        }
+    }
+}
+
+/// Evenly distributed with a standard deviation of 0.02, as models are initialised.
+fn random(seed: u64, name: &str, len: usize) -> Vec<bf16> {
+    const WIDEST: f32 = 0.02 * 1.732_050_8;
+    // FNV-1a, then xorshift64*.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64 ^ seed, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut state = hash | 1;
+    let number = || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        let bits = state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40;
+        bf16::from_f32((bits as f32 / (1 << 23) as f32 - 1.0) * WIDEST)
+    };
+    std::iter::repeat_with(number).take(len).collect()
+}
