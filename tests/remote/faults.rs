@@ -128,14 +128,17 @@ fn what_does_not_pass_fails_at_once() {
 /// than anybody has is not waited for.
 #[test]
 fn retry_after_is_honoured() {
-    for status in [429, 503] {
+    // A date has whole seconds, so that of 2 more than 1 is left.
+    let seconds = |status| Reply::Raw(status, "Retry-After: 1\r\n", String::new());
+    for reply in [seconds(429), seconds(503), Reply::Until(2)] {
+        let name = format!("{reply:?}");
         let server = Server::new(move |asked| match asked.before {
-            0 => Reply::Raw(status, "Retry-After: 1\r\n", String::new()),
+            0 => reply.clone(),
             _ => Reply::Json(200, completion(asked, asked.number("n"))),
         });
         let started = Instant::now();
         run(endpoint(&server), "q", settings(1, 1, None, 4, 0)).unwrap();
-        assert!(started.elapsed() >= Duration::from_secs(1), "{status}");
+        assert!(started.elapsed() >= Duration::from_secs(1), "{name}");
     }
     let server = Server::new(|_| Reply::Raw(429, "Retry-After: 86400\r\n", "quota".into()));
     let error = run(endpoint(&server), "q", settings(1, 1, None, 4, 0)).unwrap_err().to_string();

@@ -5,6 +5,7 @@ mod cli;
 #[path = "../hostile/damage.rs"]
 mod damage;
 mod faults;
+mod serve;
 mod server;
 #[path = "../toy/mod.rs"]
 mod toy;

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -36,6 +36,8 @@ pub enum Reply {
     Json(u16, Value),
     /// Status, further headers, body, as they are.
     Raw(u16, &'static str, String),
+    /// Refused until so many seconds from now, written as a date.
+    Until(u64),
     /// An answer that comes too late.
     Late(Duration, Value),
     /// The connection is cut before the answer.
@@ -161,6 +163,10 @@ fn send(stream: &mut TcpStream, reply: Reply) -> bool {
             (head(status, JSON, body.len()) + &body, true)
         }
         Reply::Raw(status, more, body) => (head(status, more, body.len()) + &body, true),
+        Reply::Until(seconds) => {
+            let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(seconds));
+            (head(429, &format!("retry-after: {date}\r\n"), 0), true)
+        }
         Reply::Late(delay, body) => {
             std::thread::sleep(delay);
             let body = body.to_string();

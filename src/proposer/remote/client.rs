@@ -1,7 +1,7 @@
 //! A client of OpenAI's completions protocol, as far as a search needs it.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -296,18 +296,23 @@ fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     if !passing {
         return Failure::lasting(reason);
     }
-    let seconds = headers
-        // In seconds; a date, which the header may hold too, is nothing that such servers send.
-        .get("retry-after")
-        .and_then(|value| value.to_str().ok()?.trim().parse::<f64>().ok())
-        .filter(|seconds| *seconds >= 0.0);
+    let seconds = headers.get("retry-after").and_then(|value| seconds_until(value.to_str().ok()?));
     match seconds {
         Some(seconds) if seconds > LONGEST_RETRY_AFTER.as_secs_f64() => {
-            Failure::lasting(format!("{reason}; it asks to come back in {seconds} seconds"))
+            Failure::lasting(format!("{reason}; it asks to come back in {seconds:.0} seconds"))
         }
         Some(seconds) => Failure { reason, again: Some(Duration::from_secs_f64(seconds)) },
         None => Failure::passing(reason),
     }
+}
+
+/// The seconds that a `Retry-After` header means: it holds them, or a date.
+fn seconds_until(header: &str) -> Option<f64> {
+    if let Ok(seconds) = header.trim().parse::<f64>() {
+        return Some(seconds).filter(|seconds| *seconds >= 0.0);
+    }
+    let date = httpdate::parse_http_date(header.trim()).ok()?;
+    Some(date.duration_since(SystemTime::now()).map_or(0.0, |wait| wait.as_secs_f64()))
 }
 
 /// The server's own words, wherever servers put them.
