@@ -172,3 +172,37 @@ fn far_apart_scores_agree_with_the_oracle() {
         assert_close(&name, &ours, &oracle, BF16, 5e-3);
     });
 }
+
+/// Goal: long texts are cut into splits that are joined again, and a row's bits do not depend on
+/// whether they are: a device with few rows to work on gives each split a block of its own, one with
+/// many does not.
+#[test]
+fn long_texts_agree_however_they_are_split() {
+    on_every_backend!(|name, backend| {
+        for (query, kv, dim) in [(2, 1, 64), (3, 3, 40), (4, 2, 128), (12, 1, 200)] {
+            for window in [None, Some(300), Some(20)] {
+                let heads = Heads { query, kv, dim };
+                let case = Case { heads, window, segments: vec![(600, 2)] };
+                let few = Inputs::new(&case);
+                let name = format!("{name}, {heads:?}, window {window:?}");
+                let ours = run(&backend, &case, &few);
+                assert_close(&name, &ours, &run(&Oracle, &case, &few), BF16, 1e-5);
+                // The same two rows with enough neighbours to keep any device busy.
+                let many = vec![(600, 2), (3, 40), (17, 40)];
+                let mut batch = Inputs::new(&Case { heads, window, segments: many.clone() });
+                let (row, stride) = (2 * heads.qkv_width(), few.table_stride);
+                batch.qkv[..row].copy_from_slice(&few.qkv);
+                for page in 0..stride {
+                    let size = few.shape.page_len();
+                    let from = few.shape.pages + few.tables[page] as usize;
+                    let to = batch.shape.pages + batch.tables[page] as usize;
+                    batch.pool[to * size..][..size]
+                        .copy_from_slice(&few.pool[from * size..][..size]);
+                }
+                let together = run(&backend, &Case { heads, window, segments: many }, &batch);
+                let width = 2 * heads.query_width();
+                assert_eq!(ours[..width], together[..width], "{name}");
+            }
+        }
+    });
+}
