@@ -15,7 +15,7 @@ use trimtab::philox::Draw;
 use trimtab::tensor::{Element, HostMatrix, bf16};
 
 const REPEATS: usize = 5;
-/// Long enough for a clock, short enough for a lease.
+/// Long enough for a clock, short enough for hundreds of rows.
 const SECONDS_PER_REPEAT: f64 = 0.02;
 
 #[derive(Clone, Copy)]
