@@ -1,5 +1,11 @@
 use super::*;
 
+/// Runs the program; `bench` measures the CPU, also where the other tests compute elsewhere.
+fn trimtab<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trimtab"));
+    command.args(args).env("TRIMTAB_DEVICE", "cpu").output().unwrap()
+}
+
 use std::collections::BTreeSet;
 
 fn demo(name: &str) -> String {
