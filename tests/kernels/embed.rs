@@ -15,7 +15,7 @@ fn run<B: Backend>(backend: &B, rows: usize, vocab: usize, width: usize) -> Vec<
 #[test]
 fn embed_copies_rows_of_the_table() {
     on_every_backend!(|name, backend| {
-        for (vocab, width) in [(1, 1), (65, 17), (130, 64), (63, 33)] {
+        for (vocab, width) in [(1, 1), (65, 17), (130, 64), (63, 33), (70, 515)] {
             for rows in ROWS {
                 let ours = run(&backend, rows, vocab, width);
                 assert_close(&name, &ours, &run(&Oracle, rows, vocab, width), 0.0, 0.0);

@@ -2,7 +2,7 @@ use crate::harness::*;
 use trimtab::backend::Backend;
 use trimtab::tensor::bf16;
 
-/// Inputs and outputs that fill, straddle and miss panels, pairs and blocks of pairs.
+/// Inputs and outputs that fill, straddle and miss panels, pairs and blocks of pairs (256 inputs).
 pub const SHAPES: [(usize, usize); 8] =
     [(1, 1), (2, 63), (15, 65), (33, 130), (64, 64), (100, 17), (257, 200), (1101, 70)];
 

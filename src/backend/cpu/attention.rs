@@ -1,8 +1,9 @@
 //! Softmax attention over pages, read in place.
 //!
-//! A query walks through the pages in order with a running maximum and sum, so decoding a token
-//! alone gives the same bits as running it inside a longer segment. Queries of one task share
-//! each page while it is in the nearest cache.
+//! A query walks through its pages in order with a running maximum and sum, so decoding a token
+//! alone gives the same bits as running it inside a longer segment. A task takes rows that follow
+//! one another in the batch, of whatever sequence: neighbours that have the same page (rows of one
+//! prompt, all candidates in theirs, a beam's successors in what it wrote) read it once, together.
 
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ use super::buffer::Shared;
 use super::isa::vectorized;
 use super::math::{exp, narrow};
 use super::simd::{self, LANES, Lanes};
-use crate::backend::{Attention, PAGE_LEN, PoolShape, Segment};
+use crate::backend::{Attention, PAGE_LEN, PoolShape};
 use crate::tensor::bf16;
 
 /// Multiply-adds below which one thread does it all.
@@ -31,10 +32,9 @@ const TOGETHER: usize = 4;
 // A page's scores are one vector.
 const _: () = assert!(PAGE_LEN == LANES);
 
-/// What one task computes: some rows of a segment under one key/value head.
+/// What one task computes: some rows of the batch under one key/value head.
 #[derive(Clone, Copy)]
 struct Task {
-    segment: usize,
     first_row: usize,
     rows: usize,
     head: usize,
@@ -47,21 +47,15 @@ pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
     assert!(args.out.len() >= rows * heads.query_width(), "out: [rows, q * head_dim]");
     assert!(args.pool.len() >= args.shape.len(), "pool: {:?}", args.shape);
     assert!(args.tables.len() >= args.segments.len() * args.table_stride, "a table per segment");
+    assert!(args.positions.len().min(args.row_segments.len()) >= rows, "positions: [rows]");
     assert!(args.window != Some(0), "a row sees itself");
 
     let task_rows = (TASK_QUERIES * heads.kv / heads.query).max(1);
-    let tasks: Vec<Task> = args
-        .segments
-        .iter()
-        .enumerate()
-        .flat_map(|(index, segment)| {
-            let (first_row, end) = (segment.first_row, segment.first_row + segment.rows);
-            (first_row..end).step_by(task_rows).flat_map(move |first_row| {
-                let rows = task_rows.min(end - first_row);
-                (0..heads.kv).map(move |head| Task { segment: index, first_row, rows, head })
-            })
-        })
-        .collect();
+    let tasks = |first_row: usize| {
+        let rows = task_rows.min(rows - first_row);
+        (0..heads.kv).map(move |head| Task { first_row, rows, head })
+    };
+    let tasks: Vec<Task> = (0..rows).step_by(task_rows).flat_map(tasks).collect();
     let work: usize = args
         .segments
         .iter()
@@ -75,7 +69,8 @@ pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
         scale: args.scale,
         qkv: args.qkv,
         pool: args.pool,
-        segments: args.segments,
+        positions: args.positions,
+        row_segments: args.row_segments,
         tables: args.tables,
         table_stride: args.table_stride,
     };
@@ -96,9 +91,23 @@ struct Inputs<'a> {
     scale: f32,
     qkv: &'a [bf16],
     pool: &'a [bf16],
-    segments: &'a [Segment],
+    positions: &'a [u32],
+    row_segments: &'a [u32],
     tables: &'a [u32],
     table_stride: usize,
+}
+
+impl Inputs<'_> {
+    /// A row's page of these positions.
+    fn page(&self, row: usize, index: usize) -> usize {
+        self.tables[self.row_segments[row] as usize * self.table_stride + index] as usize
+    }
+
+    /// Its keys, `[PAGE_LEN, dim]`, then its values, of one head.
+    fn keys_and_values(&self, page: usize, head: usize) -> &[bf16] {
+        let start = self.shape.offset(self.layer, page, head, 0);
+        &self.pool[start..][..2 * PAGE_LEN * self.shape.heads.dim]
+    }
 }
 
 /// A query on its way through the pages.
@@ -121,6 +130,11 @@ impl Query {
         let base = page * PAGE_LEN;
         self.first.max(base) - base..self.end.min(base + PAGE_LEN).max(base) - base
     }
+
+    /// Whether it sees any of a page.
+    fn sees(&self, page: usize) -> bool {
+        !self.slots(page).is_empty()
+    }
 }
 
 /// Memory that a thread uses from task to task.
@@ -140,12 +154,10 @@ vectorized! {
 fn run<S: Lanes>(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Shared<bf16>) {
     let heads = inputs.shape.heads;
     let (dim, group, chunks) = (heads.dim, heads.query / heads.kv, heads.dim.div_ceil(LANES));
-    let segment = inputs.segments[task.segment];
-    let table = &inputs.tables[task.segment * inputs.table_stride..][..inputs.table_stride];
     let Scratch { queries, sums } = scratch;
     queries.clear();
     for row in task.first_row..task.first_row + task.rows {
-        let end = segment.first_position + (row - segment.first_row) + 1;
+        let end = inputs.positions[row] as usize + 1;
         let first = inputs.window.map_or(0, |window| end.saturating_sub(window));
         for query in 0..group {
             let start = row * heads.qkv_width() + (task.head * group + query) * dim;
@@ -156,50 +168,34 @@ fn run<S: Lanes>(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Sh
     sums.clear();
     sums.resize(queries.len() * chunks, [0.0; LANES]);
 
-    let first = queries[0].first / PAGE_LEN;
-    let end = queries[queries.len() - 1].end.div_ceil(PAGE_LEN);
-    let place = |page: usize| inputs.shape.offset(inputs.layer, table[page] as usize, task.head, 0);
-    for page in first..end {
-        // Keys, then values.
-        let (keys, values) =
-            inputs.pool[place(page)..][..2 * PAGE_LEN * dim].split_at(PAGE_LEN * dim);
-        if page + 1 < end {
+    let first = queries.iter().map(|query| query.first).min().unwrap_or(0) / PAGE_LEN;
+    let end = queries.iter().map(|query| query.end).max().unwrap_or(0).div_ceil(PAGE_LEN);
+    for index in first..end {
+        let mut from = 0;
+        while from < task.rows {
+            let sees = |row: usize| queries[row * group].sees(index);
+            let page = |row: usize| inputs.page(task.first_row + row, index);
+            let mut to = from + 1;
+            if !sees(from) {
+                from = to;
+                continue;
+            }
+            while to < task.rows && sees(to) && page(to) == page(from) {
+                to += 1;
+            }
+            let memory = inputs.keys_and_values(page(from), task.head);
             // Pages lie anywhere, so the processor cannot guess which one is next.
-            let next = &inputs.pool[place(page + 1)..][..2 * PAGE_LEN * dim];
-            for line in (0..next.len()).step_by(2 * LANES) {
-                S::prefetch(&raw const next[line]);
-            }
-        }
-        let mut at = 0;
-        while at < queries.len() {
-            let count = TOGETHER.min(queries.len() - at);
-            let some = &mut queries[at..at + count];
-            let sums = &mut sums[at * chunks..(at + count) * chunks];
-            let mut weights = [[0.0; LANES]; TOGETHER];
-            let mut rescale = [1.0; TOGETHER];
-            let mut whole = count == TOGETHER;
-            for i in 0..count {
-                let slots = some[i].slots(page);
-                whole &= slots == (0..PAGE_LEN);
-                if !slots.is_empty() {
-                    let query = &inputs.qkv[some[i].start..][..dim];
-                    let scores = scores::<S>(query, keys).mul(S::splat(inputs.scale));
-                    (weights[i], rescale[i]) = weigh::<S>(scores, slots, &mut some[i]);
+            let next = if to < task.rows { (to, index) } else { (0, index + 1) };
+            if next.1 < end && queries[next.0 * group].sees(next.1) {
+                let next = inputs.page(task.first_row + next.0, next.1);
+                for line in inputs.keys_and_values(next, task.head).chunks(2 * LANES) {
+                    S::prefetch(line.as_ptr());
                 }
             }
-            if whole {
-                add_values::<S, TOGETHER>(dim, values, 0..PAGE_LEN, &weights, &rescale, sums);
-            } else {
-                for i in 0..count {
-                    let slots = some[i].slots(page);
-                    if !slots.is_empty() {
-                        let sums = &mut sums[i * chunks..][..chunks];
-                        let (weights, rescale) = ([weights[i]], [rescale[i]]);
-                        add_values::<S, 1>(dim, values, slots, &weights, &rescale, sums);
-                    }
-                }
-            }
-            at += count;
+            let (queries, sums) =
+                (&mut queries[from * group..to * group], &mut sums[from * group * chunks..]);
+            add_page::<S>(inputs, index, memory, queries, sums);
+            from = to;
         }
     }
 
@@ -213,6 +209,42 @@ fn run<S: Lanes>(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Sh
             S::load(sum).mul(S::splat(factor)).store(&mut values);
             for (out, value) in out.iter_mut().zip(values) {
                 *out = narrow(value);
+            }
+        }
+    }
+}
+
+/// Takes page `index` of these queries, all of which see some of it, into their sums,
+/// `[queries, channels / LANES]`. `memory`: the page's keys, then its values.
+#[inline(always)]
+fn add_page<S: Lanes>(
+    inputs: &Inputs<'_>,
+    index: usize,
+    memory: &[bf16],
+    queries: &mut [Query],
+    sums: &mut [[f32; LANES]],
+) {
+    let dim = inputs.shape.heads.dim;
+    let chunks = dim.div_ceil(LANES);
+    let (keys, values) = memory.split_at(PAGE_LEN * dim);
+    for (some, sums) in queries.chunks_mut(TOGETHER).zip(sums.chunks_mut(TOGETHER * chunks)) {
+        let mut weights = [[0.0; LANES]; TOGETHER];
+        let mut rescale = [1.0; TOGETHER];
+        let mut whole = some.len() == TOGETHER;
+        for (i, query) in some.iter_mut().enumerate() {
+            let slots = query.slots(index);
+            whole &= slots == (0..PAGE_LEN);
+            let channels = &inputs.qkv[query.start..][..dim];
+            let scores = scores::<S>(channels, keys).mul(S::splat(inputs.scale));
+            (weights[i], rescale[i]) = weigh::<S>(scores, slots, query);
+        }
+        if whole {
+            add_values::<S, TOGETHER>(dim, values, 0..PAGE_LEN, &weights, &rescale, sums);
+        } else {
+            for (i, query) in some.iter().enumerate() {
+                let sums = &mut sums[i * chunks..][..chunks];
+                let (weights, rescale) = ([weights[i]], [rescale[i]]);
+                add_values::<S, 1>(dim, values, query.slots(index), &weights, &rescale, sums);
             }
         }
     }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::CpuBackend;
 use super::buffer::Shared;
 use super::math::{LogSumExp, log_sum_exp};
-use super::matmul::{BLOCK, Sums, pairs, panel_sums};
+use super::matmul::{BLOCK, Sums, panel_sums, words};
 use super::matrix::{Matrix, PANEL};
 use crate::tensor::bf16;
 
@@ -24,7 +24,7 @@ pub fn logprobs(
 ) {
     assert!(x.len() >= rows * head.inputs, "x: [rows, width]");
     assert!(targets[..rows].iter().all(|&t| (t as usize) < head.outputs), "a target is no token");
-    let x = pairs(rows, head.inputs, x);
+    let x = words(cpu.isa, rows, head.inputs, x);
     let tasks = head.panels().div_ceil(TASK_PANELS);
     // `[tasks, rows]`
     let mut partials = vec![LogSumExp::EMPTY; tasks * rows];

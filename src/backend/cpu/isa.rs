@@ -62,19 +62,19 @@ macro_rules! vectorized {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
             fn avx512_bf16($($arg: $type),*) $(-> $out)? {
-                $(type $lanes = $crate::backend::cpu::x86::Avx512Bf16;)?
+                $(type $lanes = $crate::backend::cpu::avx512::Avx512Bf16;)?
                 $body$(::<$lanes>)?($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
             fn avx512($($arg: $type),*) $(-> $out)? {
-                $(type $lanes = $crate::backend::cpu::x86::Avx512;)?
+                $(type $lanes = $crate::backend::cpu::avx512::Avx512;)?
                 $body$(::<$lanes>)?($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $type),*) $(-> $out)? {
-                $(type $lanes = $crate::backend::cpu::x86::Avx2;)?
+                $(type $lanes = $crate::backend::cpu::avx2::Avx2;)?
                 $body$(::<$lanes>)?($($arg),*)
             }
             fn portable($($arg: $type),*) $(-> $out)? {

@@ -1,7 +1,8 @@
 //! Activations times weights, for any number of rows.
 //!
-//! The sum of one row and one output runs over the pairs of inputs in order, in one accumulator,
-//! whatever the number of rows and threads: so a row's result never depends on its neighbours.
+//! The sum of one row and one output runs over blocks of pairs of inputs in order, in each over the
+//! steps that a pair takes, in one accumulator, whatever the number of rows and threads: so a row's
+//! result never depends on its neighbours.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,16 +10,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::isa::{Isa, vectorized};
-use super::matrix::{Matrix, PANEL};
+use super::matrix::{BLOCK_PAIRS, Matrix, PANEL, VECTORS, WeightPairs};
 use super::simd::{LANES, Lanes};
 use crate::tensor::bf16;
 
 /// Rows that run through one panel before the next panel is read.
 pub const BLOCK: usize = 96;
-
-/// Pairs of inputs of one panel that all rows of a block run through before the next ones are
-/// read: 128 KiB of weights, which stay in the second-level cache beside the rows.
-const BLOCK_PAIRS: usize = 512;
 
 /// Multiply-adds below which waking another thread costs more than it brings.
 const WORTH_A_THREAD: usize = 1 << 20;
@@ -26,21 +23,60 @@ const WORTH_A_THREAD: usize = 1 << 20;
 /// The sums of up to [`BLOCK`] rows and one panel of outputs, `[rows, PANEL]`.
 pub type Sums = Vec<[f32; PANEL]>;
 
-/// `x: [rows, inputs]` as pairs of inputs in one word each, `[rows, pairs]`.
-pub fn pairs(rows: usize, inputs: usize, x: &[bf16]) -> Cow<'_, [u32]> {
+/// `x: [rows, inputs]` in the words that an instruction set multiplies with,
+/// `[rows, Lanes::STEPS, pairs]`; an odd last input gets a zero beside it.
+pub fn words(isa: Isa, rows: usize, inputs: usize, x: &[bf16]) -> Cow<'_, [u32]> {
     let x = &x[..rows * inputs];
-    let join = |low: bf16, high: bf16| u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
-    // SAFETY: any two bf16 are a valid u32; `align_to` takes care of alignment.
-    if let ([], words, []) = unsafe { x.align_to::<u32>() }
+    if steps(isa) == 1
         && inputs.is_multiple_of(2)
         && cfg!(target_endian = "little")
+        // SAFETY: any two bf16 are a valid u32; `align_to` takes care of alignment.
+        && let ([], words, []) = unsafe { x.align_to::<u32>() }
     {
         return Cow::Borrowed(words);
     }
-    let row_pairs = |row: &[bf16]| -> Vec<u32> {
-        row.chunks(2).map(|p| join(p[0], p.get(1).copied().unwrap_or_default())).collect()
-    };
-    x.chunks(inputs).flat_map(row_pairs).collect()
+    let width = inputs.div_ceil(2) * steps(isa);
+    let mut out = vec![0; rows * width];
+    let row = |(out, x): (&mut [u32], &[bf16])| row_words(isa, x, out);
+    if x.len() < ROWS_WORTH_A_THREAD {
+        out.chunks_mut(width).zip(x.chunks(inputs)).for_each(row);
+    } else {
+        out.par_chunks_mut(width).zip(x.par_chunks(inputs)).for_each(row);
+    }
+    Cow::Owned(out)
+}
+
+/// Inputs below which one thread turns them into words.
+const ROWS_WORTH_A_THREAD: usize = 1 << 16;
+
+vectorized! {
+    /// [`Lanes::STEPS`]
+    fn steps() -> usize = steps_of::<S>;
+    /// One row's [`words`].
+    fn row_words(x: &[bf16], out: &mut [u32]) = words_of::<S>;
+}
+
+#[inline(always)]
+fn steps_of<S: Lanes>() -> usize {
+    S::STEPS
+}
+
+#[inline(always)]
+fn words_of<S: Lanes>(x: &[bf16], out: &mut [u32]) {
+    let word = |x: bf16| u32::from(x.to_bits());
+    let (pairs, last) = x.as_chunks::<2>();
+    let last = last.first().map(|&low| [low, bf16::ZERO]);
+    if S::STEPS == 1 {
+        for (out, [low, high]) in out.iter_mut().zip(pairs.iter().chain(&last)) {
+            *out = word(*low) | word(*high) << 16;
+        }
+    } else {
+        let (even, odd) = out.split_at_mut(out.len() / 2);
+        let out = even.iter_mut().zip(odd);
+        for ((even, odd), [low, high]) in out.zip(pairs.iter().chain(&last)) {
+            (*even, *odd) = (word(*low) << 16, word(*high) << 16);
+        }
+    }
 }
 
 /// Computes all sums and hands them to `write(row, first_output, sums)`, from several threads,
@@ -52,7 +88,7 @@ pub fn matmul(
     weight: &Matrix,
     write: impl Fn(usize, usize, &[f32]) + Sync,
 ) {
-    let x = pairs(rows, weight.inputs, x);
+    let x = words(isa, rows, weight.inputs, x);
     let blocks = rows.div_ceil(BLOCK);
     let item = |sums: &mut Sums, index: usize| {
         let (panel, block) = (index / blocks, index % blocks);
@@ -87,14 +123,14 @@ vectorized! {
 #[inline(always)]
 fn block<S: Lanes>(rows: Range<usize>, x: &[u32], weight: &Matrix, panel: usize, sums: &mut Sums) {
     let pairs = weight.pairs();
-    let x = &x[rows.start * pairs..rows.end * pairs];
+    let width = pairs * S::STEPS;
+    let x = &x[rows.start * width..rows.end * width];
     sums.clear();
     sums.resize(rows.len(), [0.0; PANEL]);
     for from in (0..pairs).step_by(BLOCK_PAIRS) {
-        let count = BLOCK_PAIRS.min(pairs - from);
-        let weights = &weight.panel(panel)[from * 2 * PANEL..][..count * 2 * PANEL];
+        let weights = weight.block(panel, from);
         for (tile, sums) in sums.chunks_mut(S::ROWS).enumerate() {
-            let x = &x[tile * S::ROWS * pairs + from..];
+            let x = &x[tile * S::ROWS * width + from..];
             match sums.len() {
                 1 => tile_of::<S, 1>(x, pairs, weights, sums),
                 2 => tile_of::<S, 2>(x, pairs, weights, sums),
@@ -107,59 +143,65 @@ fn block<S: Lanes>(rows: Range<usize>, x: &[u32], weight: &Matrix, panel: usize,
     }
 }
 
-/// Vectors of outputs in a panel.
-const VECTORS: usize = PANEL / LANES;
-
 /// One tile, as many vectors of outputs at a time as there are registers for.
 #[inline(always)]
 fn tile_of<S: Lanes, const ROWS: usize>(
     x: &[u32],
-    stride: usize,
-    weights: &[bf16],
+    pairs: usize,
+    weights: &[WeightPairs],
     sums: &mut [[f32; PANEL]],
 ) {
     if ROWS * VECTORS <= S::SUMS {
-        pass::<S, ROWS, VECTORS>(x, stride, weights, 0, sums);
+        pass::<S, ROWS, VECTORS>(x, pairs, weights, 0, sums);
     } else if ROWS * 2 <= S::SUMS {
         for vector in (0..VECTORS).step_by(2) {
-            pass::<S, ROWS, 2>(x, stride, weights, vector, sums);
+            pass::<S, ROWS, 2>(x, pairs, weights, vector, sums);
         }
     } else {
         for vector in 0..VECTORS {
-            pass::<S, ROWS, 1>(x, stride, weights, vector, sums);
+            pass::<S, ROWS, 1>(x, pairs, weights, vector, sums);
         }
     }
 }
 
-/// Adds to the sums of `ROWS` rows, `x: [ROWS, stride]`, and `COUNT` vectors of outputs from
-/// `vector` on; `weights: [pairs, PANEL, 2]`.
+/// Adds to the sums of `ROWS` rows, `x: [ROWS, STEPS, pairs]` from some pair on, and `COUNT` vectors
+/// of outputs from `vector` on; `weights: [VECTORS, pairs of the block]`.
 #[inline(always)]
 fn pass<S: Lanes, const ROWS: usize, const COUNT: usize>(
     x: &[u32],
-    stride: usize,
-    weights: &[bf16],
+    pairs: usize,
+    weights: &[WeightPairs],
     vector: usize,
     sums: &mut [[f32; PANEL]],
 ) {
     assert_eq!(sums.len(), ROWS);
-    let weights = weights.as_chunks::<{ 2 * LANES }>().0.as_chunks::<VECTORS>().0;
-    let mut rows = [x; ROWS];
+    let count = weights.len() / VECTORS;
+    let mut vectors = [weights; COUNT];
+    for (at, vector_weights) in vectors.iter_mut().enumerate() {
+        *vector_weights = &weights[(vector + at) * count..][..count];
+    }
     let mut acc = [[S::splat(0.0); COUNT]; ROWS];
-    for row in 0..ROWS {
-        rows[row] = &x[row * stride..][..weights.len()];
-        for (acc, sum) in acc[row].iter_mut().zip(&sums[row].as_chunks::<LANES>().0[vector..]) {
+    for (acc, sums) in acc.iter_mut().zip(&*sums) {
+        for (acc, sum) in acc.iter_mut().zip(&sums.as_chunks::<LANES>().0[vector..]) {
             *acc = S::load(sum);
         }
     }
-    for (pair, weights) in weights.iter().enumerate() {
-        let mut w = [S::pairs(&weights[vector]); COUNT];
-        for at in 1..COUNT {
-            w[at] = S::pairs(&weights[vector + at]);
+    // Steps outside: with all of a pair's weights at hand the sums would not fit in the registers.
+    for step in 0..S::STEPS {
+        let mut rows = [x; ROWS];
+        for (row, words) in rows.iter_mut().enumerate() {
+            *words = &x[(row * S::STEPS + step) * pairs..][..count];
         }
-        for row in 0..ROWS {
-            let word = S::splat_pair(rows[row][pair]);
-            for at in 0..COUNT {
-                acc[row][at] = acc[row][at].dot(w[at], word);
+        for pair in 0..count {
+            let mut w = [S::weights(&vectors[0][pair], step); COUNT];
+            for at in 1..COUNT {
+                w[at] = S::weights(&vectors[at][pair], step);
+            }
+            for row in 0..ROWS {
+                let input = S::input(rows[row][pair]);
+                for at in 0..COUNT {
+                    acc[row][at] = acc[row][at].step(w[at], input);
+                }
             }
         }
     }

@@ -1,15 +1,27 @@
 //! Weights laid out for the matmul kernels.
 
 use super::buffer::Buffer;
+use super::simd::LANES;
 use crate::error::Result;
 use crate::tensor::{HostMatrix, bf16};
 
-/// Outputs that a panel holds side by side: four vectors of sixteen.
-pub const PANEL: usize = 64;
+/// Outputs that a panel holds side by side.
+pub const PANEL: usize = VECTORS * LANES;
 
-/// A weight matrix `[outputs, inputs]` as `[panels, pairs, PANEL, 2]` of bf16: for each pair of
-/// inputs the weights of 64 outputs, so that one pass streams through memory, and every vector
-/// of it is what `vdpbf16ps` multiplies. Missing outputs and an odd last input are zeros.
+/// Vectors of outputs in a panel.
+pub const VECTORS: usize = 4;
+
+/// Pairs of inputs of a block: 32 KiB of weights, which stay in the second-level cache while all
+/// rows run through them, a vector's 8 KiB of them in the first.
+pub const BLOCK_PAIRS: usize = 128;
+
+/// Sixteen outputs' weights for one pair of inputs.
+pub type WeightPairs = [bf16; 2 * LANES];
+
+/// A weight matrix `[outputs, inputs]` as `[panels, blocks, VECTORS, pairs of the block, LANES, 2]`
+/// of bf16: for each pair of inputs the weights of 16 outputs side by side, which is what
+/// `vdpbf16ps` multiplies, so that one pass streams through memory. The last block has the pairs
+/// that are left; missing outputs and an odd last input are zeros.
 pub struct Matrix {
     /// Outputs: rows of the original.
     pub outputs: usize,
@@ -22,16 +34,19 @@ impl Matrix {
     /// Packs `matrix`.
     pub fn new(matrix: &HostMatrix<'_>) -> Result<Self> {
         let (outputs, inputs) = (matrix.rows, matrix.cols);
-        let pairs = inputs.div_ceil(2);
-        let mut data = Buffer::new(outputs.div_ceil(PANEL) * pairs * PANEL * 2)?;
-        data.prefer_huge_pages();
+        let len = outputs.div_ceil(PANEL) * inputs.div_ceil(2) * PANEL * 2;
+        let mut packed = Self { outputs, inputs, data: Buffer::new(len)? };
+        packed.data.prefer_huge_pages();
         for output in 0..outputs {
-            let start = (output / PANEL) * pairs * PANEL * 2 + (output % PANEL) * 2;
-            for (input, &weight) in matrix.row(output).iter().enumerate() {
-                data[start + (input / 2) * PANEL * 2 + input % 2] = weight;
+            let mut weights = matrix.row(output).chunks(2);
+            for from in (0..packed.pairs()).step_by(BLOCK_PAIRS) {
+                let places = packed.places(output, from);
+                for (place, weights) in places.zip(weights.by_ref()) {
+                    packed.data[place..][..weights.len()].copy_from_slice(weights);
+                }
             }
         }
-        Ok(Self { outputs, inputs, data })
+        Ok(packed)
     }
 
     /// Pairs of inputs, the last one padded if need be.
@@ -44,16 +59,26 @@ impl Matrix {
         self.outputs.div_ceil(PANEL)
     }
 
-    /// One panel, `[pairs, PANEL, 2]`.
-    pub fn panel(&self, panel: usize) -> &[bf16] {
-        let len = self.pairs() * PANEL * 2;
-        &self.data[panel * len..][..len]
+    /// One panel's weights of the block of pairs that begins with pair `from`, `[VECTORS, pairs of
+    /// the block]`.
+    pub fn block(&self, panel: usize, from: usize) -> &[WeightPairs] {
+        let count = BLOCK_PAIRS.min(self.pairs() - from);
+        let start = (panel * self.pairs() + from) * PANEL * 2;
+        self.data[start..][..count * PANEL * 2].as_chunks().0
+    }
+
+    /// Where the pairs of one output in the block that begins with pair `from` stand.
+    fn places(&self, output: usize, from: usize) -> impl Iterator<Item = usize> + use<> {
+        let count = BLOCK_PAIRS.min(self.pairs() - from);
+        let (panel, vector, lane) = (output / PANEL, output % PANEL / LANES, output % LANES);
+        let start = (panel * self.pairs() + from) * PANEL * 2 + vector * count * 2 * LANES;
+        (0..count).map(move |pair| start + (pair * LANES + lane) * 2)
     }
 
     /// The weights of one output, `[inputs]`: a table's row.
     pub fn row(&self, output: usize) -> impl Iterator<Item = bf16> + '_ {
-        let panel = self.panel(output / PANEL);
-        let lane = (output % PANEL) * 2;
-        (0..self.inputs).map(move |input| panel[(input / 2) * PANEL * 2 + lane + input % 2])
+        let places =
+            (0..self.pairs()).step_by(BLOCK_PAIRS).flat_map(move |from| self.places(output, from));
+        places.flat_map(|place| [self.data[place], self.data[place + 1]]).take(self.inputs)
     }
 }

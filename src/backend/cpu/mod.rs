@@ -1,6 +1,10 @@
 //! The CPU as a device: bf16 weights and cache, f32 sums, vectors as wide as the machine has.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod buffer;
 mod head;
 mod isa;
@@ -11,8 +15,6 @@ mod memory;
 mod rows;
 mod sample;
 mod simd;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 use rayon::prelude::*;
 

@@ -11,11 +11,16 @@ pub const LANES: usize = 16;
 pub trait Lanes: Copy {
     /// Sixteen pairs of bf16, ready to be multiplied.
     type Pairs: Copy;
+    /// What a matmul multiplies in one step: sixteen numbers, or sixteen pairs.
+    type Factor: Copy;
 
     /// Vectors of sums that fit in the registers beside what they are computed from.
     const SUMS: usize;
-    /// Rows whose sums are computed together, at most [`SUMS`](Self::SUMS).
+    /// Rows whose sums are computed together, at most [`SUMS`](Self::SUMS) and 6.
     const ROWS: usize;
+    /// Steps in which a matmul takes a pair of inputs, a word of its own each: 1 where there is an
+    /// instruction for pairs of bf16, else 2, the even input and the odd one in f32.
+    const STEPS: usize;
 
     fn splat(value: f32) -> Self;
     fn load(values: &[f32; LANES]) -> Self;
@@ -33,10 +38,15 @@ pub trait Lanes: Copy {
     fn power_of_two(self) -> Self;
 
     fn pairs(values: &[bf16; 2 * LANES]) -> Self::Pairs;
-    /// The same pair sixteen times: the even input in the low half.
-    fn splat_pair(word: u32) -> Self::Pairs;
     /// `self + a.even · b.even + a.odd · b.odd`
     fn dot(self, a: Self::Pairs, b: Self::Pairs) -> Self;
+
+    /// The weights of one step, from sixteen pairs of them.
+    fn weights(pairs: &[bf16; 2 * LANES], step: usize) -> Self::Factor;
+    /// One step's input, sixteen times: an f32's bits, or a pair with the even input in the low half.
+    fn input(word: u32) -> Self::Factor;
+    /// `self + weights · input`
+    fn step(self, weights: Self::Factor, input: Self::Factor) -> Self;
 
     /// The sum of all lanes, in a fixed order.
     fn sum(self) -> f32;
@@ -94,9 +104,11 @@ impl Portable {
 impl Lanes for Portable {
     /// The even numbers, then the odd ones.
     type Pairs = [[f32; LANES]; 2];
+    type Factor = Self;
 
     const SUMS: usize = 4;
     const ROWS: usize = 4;
+    const STEPS: usize = 2;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -164,17 +176,31 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn splat_pair(word: u32) -> [[f32; LANES]; 2] {
-        [[f32::from_bits(word << 16); LANES], [f32::from_bits(word & 0xffff_0000); LANES]]
-    }
-
-    #[inline(always)]
     fn dot(self, a: [[f32; LANES]; 2], b: [[f32; LANES]; 2]) -> Self {
         let mut out = self.0;
         for lane in 0..LANES {
             out[lane] = out[lane] + a[0][lane] * b[0][lane] + a[1][lane] * b[1][lane];
         }
         Self(out)
+    }
+
+    #[inline(always)]
+    fn weights(pairs: &[bf16; 2 * LANES], step: usize) -> Self {
+        let mut out = [0.0; LANES];
+        for (out, pair) in out.iter_mut().zip(pairs.as_chunks::<2>().0) {
+            *out = widen(pair[step]);
+        }
+        Self(out)
+    }
+
+    #[inline(always)]
+    fn input(word: u32) -> Self {
+        Self::splat(f32::from_bits(word))
+    }
+
+    #[inline(always)]
+    fn step(self, weights: Self, input: Self) -> Self {
+        weights.mul_add(input, self)
     }
 
     #[inline(always)]
