@@ -6,6 +6,8 @@
 /// between paths (fused multiply-add, and how `vdpbf16ps` adds its pairs).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// [`Isa::Amx`]'s matmul in plain Rust: so slow that only tests choose it.
+    PortableTiles,
     /// Whatever the compiler makes of plain Rust.
     Portable,
     /// 8 lanes with fused multiply-add.
@@ -14,12 +16,15 @@ pub enum Isa {
     Avx512,
     /// 16 lanes of pairs of bf16.
     Avx512Bf16,
+    /// Matmuls on tiles of bf16; all else as [`Isa::Avx512`], since processors with tiles multiply
+    /// pairs of bf16 in lanes at half the rate of f32.
+    Amx,
 }
 
 impl Isa {
     /// All that this machine has, the best last.
     pub fn available() -> Vec<Isa> {
-        let mut list = vec![Isa::Portable];
+        let mut list = vec![Isa::PortableTiles, Isa::Portable];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -32,6 +37,9 @@ impl Isa {
                     list.push(Isa::Avx512);
                     if is_x86_feature_detected!("avx512bf16") {
                         list.push(Isa::Avx512Bf16);
+                    }
+                    if super::amx::available() {
+                        list.push(Isa::Amx);
                     }
                 }
             }
@@ -83,13 +91,13 @@ macro_rules! vectorized {
             }
             use $crate::backend::cpu::Isa;
             match isa {
-                // SAFETY: values of `Isa` other than `Portable` come from `available`, which
-                // checked that the processor has these features.
+                // SAFETY: values of `Isa` that are not portable come from `available`, which checked
+                // that the processor has these features.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512Bf16 => unsafe { avx512_bf16($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { avx512($($arg),*) },
+                Isa::Avx512 | Isa::Amx => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => unsafe { avx2($($arg),*) },

@@ -9,13 +9,19 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::Amx;
 use super::isa::{Isa, vectorized};
 use super::matrix::{BLOCK_PAIRS, Matrix, PANEL, VECTORS, WeightPairs};
 use super::simd::{LANES, Lanes};
+use super::tiles::{self, PortableTiles, TILE};
 use crate::tensor::bf16;
 
 /// Rows that run through one panel before the next panel is read.
 pub const BLOCK: usize = 96;
+
+// A block begins with a whole tile.
+const _: () = assert!(BLOCK.is_multiple_of(TILE));
 
 /// Multiply-adds below which waking another thread costs more than it brings.
 const WORTH_A_THREAD: usize = 1 << 20;
@@ -23,21 +29,27 @@ const WORTH_A_THREAD: usize = 1 << 20;
 /// The sums of up to [`BLOCK`] rows and one panel of outputs, `[rows, PANEL]`.
 pub type Sums = Vec<[f32; PANEL]>;
 
-/// `x: [rows, inputs]` in the words that an instruction set multiplies with,
-/// `[rows, Lanes::STEPS, pairs]`; an odd last input gets a zero beside it.
+/// `x: [rows, inputs]` in the words that an instruction set multiplies with: pairs of bf16, or two
+/// f32, `[rows, Lanes::STEPS, pairs]`; an odd last input gets a zero beside it. For tiles also pairs
+/// and rows are filled up with zeros to whole tiles.
 pub fn words(isa: Isa, rows: usize, inputs: usize, x: &[bf16]) -> Cow<'_, [u32]> {
     let x = &x[..rows * inputs];
-    if steps(isa) == 1
-        && inputs.is_multiple_of(2)
+    let pairs = inputs.div_ceil(2);
+    let (steps, padded_pairs, padded_rows) = match isa {
+        Isa::PortableTiles | Isa::Amx => (1, tiles::stride(pairs), rows.next_multiple_of(TILE)),
+        _ => (steps(isa), pairs, rows),
+    };
+    if steps == 1
+        && (2 * padded_pairs, padded_rows) == (inputs, rows)
         && cfg!(target_endian = "little")
         // SAFETY: any two bf16 are a valid u32; `align_to` takes care of alignment.
         && let ([], words, []) = unsafe { x.align_to::<u32>() }
     {
         return Cow::Borrowed(words);
     }
-    let width = inputs.div_ceil(2) * steps(isa);
-    let mut out = vec![0; rows * width];
-    let row = |(out, x): (&mut [u32], &[bf16])| row_words(isa, x, out);
+    let width = padded_pairs * steps;
+    let mut out = vec![0; padded_rows * width];
+    let row = |(out, x): (&mut [u32], &[bf16])| row_words(isa, x, steps, out);
     if x.len() < ROWS_WORTH_A_THREAD {
         out.chunks_mut(width).zip(x.chunks(inputs)).for_each(row);
     } else {
@@ -53,7 +65,15 @@ vectorized! {
     /// [`Lanes::STEPS`]
     fn steps() -> usize = steps_of::<S>;
     /// One row's [`words`].
-    fn row_words(x: &[bf16], out: &mut [u32]) = words_of::<S>;
+    fn row_words(x: &[bf16], steps: usize, out: &mut [u32]) = words_of;
+    /// The sums of `rows`, at most [`BLOCK`] of them, and one panel, in lanes.
+    fn lane_sums(
+        rows: Range<usize>,
+        x: &[u32],
+        weight: &Matrix,
+        panel: usize,
+        sums: &mut Sums,
+    ) = block::<S>;
 }
 
 #[inline(always)]
@@ -62,11 +82,11 @@ fn steps_of<S: Lanes>() -> usize {
 }
 
 #[inline(always)]
-fn words_of<S: Lanes>(x: &[bf16], out: &mut [u32]) {
+fn words_of(x: &[bf16], steps: usize, out: &mut [u32]) {
     let word = |x: bf16| u32::from(x.to_bits());
     let (pairs, last) = x.as_chunks::<2>();
     let last = last.first().map(|&low| [low, bf16::ZERO]);
-    if S::STEPS == 1 {
+    if steps == 1 {
         for (out, [low, high]) in out.iter_mut().zip(pairs.iter().chain(&last)) {
             *out = word(*low) | word(*high) << 16;
         }
@@ -109,15 +129,21 @@ pub fn matmul(
     }
 }
 
-vectorized! {
-    /// The sums of `rows`, at most [`BLOCK`] of them, and one panel.
-    pub fn panel_sums(
-        rows: Range<usize>,
-        x: &[u32],
-        weight: &Matrix,
-        panel: usize,
-        sums: &mut Sums,
-    ) = block::<S>;
+/// The sums of `rows`, at most [`BLOCK`] of them, and one panel.
+pub fn panel_sums(
+    isa: Isa,
+    rows: Range<usize>,
+    x: &[u32],
+    weight: &Matrix,
+    panel: usize,
+    sums: &mut Sums,
+) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => tiles::block::<Amx>(rows, x, weight, panel, sums),
+        Isa::PortableTiles => tiles::block::<PortableTiles>(rows, x, weight, panel, sums),
+        _ => lane_sums(isa, rows, x, weight, panel, sums),
+    }
 }
 
 #[inline(always)]

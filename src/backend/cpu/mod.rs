@@ -1,5 +1,7 @@
 //! The CPU as a device: bf16 weights and cache, f32 sums, vectors as wide as the machine has.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -15,6 +17,7 @@ mod memory;
 mod rows;
 mod sample;
 mod simd;
+mod tiles;
 
 use rayon::prelude::*;
 
@@ -114,10 +117,12 @@ impl Backend for CpuBackend {
 
     fn describe(&self) -> String {
         let isa = match self.isa {
+            Isa::PortableTiles => "portable tiles",
             Isa::Portable => "portable",
             Isa::Avx2 => "AVX2",
             Isa::Avx512 => "AVX-512",
             Isa::Avx512Bf16 => "AVX-512 BF16",
+            Isa::Amx => "AMX",
         };
         let threads = self.pool.current_num_threads();
         format!("cpu ({isa}, {threads} thread{})", if threads == 1 { "" } else { "s" })
