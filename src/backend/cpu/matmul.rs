@@ -223,6 +223,12 @@ fn pass<S: Lanes, const ROWS: usize, const COUNT: usize>(
             for at in 1..COUNT {
                 w[at] = S::weights(&vectors[at][pair], step);
             }
+            if step == 0 {
+                // The next block is as far away as this one is long: it is there when it is wanted.
+                for vector in &vectors {
+                    S::prefetch(vector.as_ptr().wrapping_add(pair + weights.len()).cast());
+                }
+            }
             for row in 0..ROWS {
                 let input = S::input(rows[row][pair]);
                 for at in 0..COUNT {
