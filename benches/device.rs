@@ -197,11 +197,14 @@ impl<B: Backend> Bench<'_, B> {
         });
     }
 
-    /// One layer; each of `sequences` has `rows` new rows that end at `end`.
-    fn attention(&self, shape: &Shape, sequences: usize, rows: usize, end: usize) {
+    /// One layer; each of `sequences` has `rows` new rows that end at `end`, and all share the first
+    /// `shared` positions, whole pages. The bytes are those of distinct pages.
+    fn attention(&self, shape: &Shape, sequences: usize, rows: usize, end: usize, shared: usize) {
         let heads = shape.heads;
         let stride = end.div_ceil(PAGE_LEN);
-        let pool_shape = PoolShape { layers: 1, pages: sequences * stride, heads };
+        let prompt = shared / PAGE_LEN;
+        let own = stride - prompt;
+        let pool_shape = PoolShape { layers: 1, pages: prompt + sequences * own, heads };
         let (pool, all) = (self.numbers::<bf16>(pool_shape.len()), sequences * rows);
         let qkv = self.numbers::<bf16>(all * heads.qkv_width());
         let mut out = self.numbers::<bf16>(all * heads.query_width());
@@ -213,10 +216,16 @@ impl<B: Backend> Bench<'_, B> {
         let positions = self.upload(&(0..all).map(position).collect::<Vec<_>>());
         let row_segments =
             self.upload(&(0..all).map(|row| (row / rows) as u32).collect::<Vec<_>>());
-        let tables = self.upload(&(0..(sequences * stride) as u32).collect::<Vec<_>>());
-        let bytes = sequences * end * heads.kv * heads.dim * 4;
+        let page = |sequence: usize, index: usize| {
+            (index + if index < prompt { 0 } else { sequence * own }) as u32
+        };
+        let table = |sequence| (0..stride).map(move |index| page(sequence, index));
+        let tables = self.upload(&(0..sequences).flat_map(table).collect::<Vec<_>>());
+        let distinct = shared + sequences * (end - shared);
+        let bytes = distinct * heads.kv * heads.dim * 4;
         let flops = 4 * all * end * heads.query * heads.dim;
-        let name = format!("attention/{}/{sequences} x {rows} to {end}", shape.name);
+        let sharing = if shared > 0 { format!(", {shared} shared") } else { String::new() };
+        let name = format!("attention/{}/{sequences} x {rows} to {end}{sharing}", shape.name);
         self.row(&name, bytes, flops, || {
             let args = Attention {
                 layer: 0,
@@ -260,8 +269,16 @@ fn run<B: Backend>(backend: &B, wanted: &[String], json: bool) {
             bench.products(&shape, rows);
         }
         bench.rowwise(&shape, 16);
-        for (sequences, rows, end) in [(16, 1, 128), (16, 1, 1000), (16, 30, 300), (1, 512, 512)] {
-            bench.attention(&shape, sequences, rows, end);
+        for (sequences, rows, end, shared) in [
+            (16, 1, 128, 0),
+            (16, 1, 1000, 0),
+            // Candidates of one prompt, decoded and scored.
+            (16, 1, 1030, 1000 / PAGE_LEN * PAGE_LEN),
+            (16, 30, 1030, 1000 / PAGE_LEN * PAGE_LEN),
+            (16, 30, 300, 0),
+            (1, 512, 512, 0),
+        ] {
+            bench.attention(&shape, sequences, rows, end, shared);
         }
     }
 }

@@ -1,437 +1,422 @@
-// softmax(scale · q · kᵀ) · v over pages, in f32
+// softmax(scale · q · kᵀ) · v over pages, on tensor cores
 //
-// A block takes one K/V head and a tile of up to QUERIES (1, 4 or 8) queries: the heads of the group (those
-// that share the K/V head), times rows of one segment that follow one another. Its warps walk over
-// pages of 16 positions; a page's keys and values, which lie side by side, go to shared memory in
-// 16-byte copies, one page ahead of the one that is computed with, and serve all queries.
+// A block takes one K/V head and a tile of QUERIES (8, 16 or 32) queries: the heads that share the
+// K/V head, times consecutive rows of the batch, whatever sequences these belong to. A page that
+// several of the tile's rows share is read once for all of them: the prompt's pages for all
+// candidates, a beam's for its successors. A page is 16 positions, the 16 rows of an mma:
+//
+//   scores [positions, queries]  = keys [positions, channels] · queriesᵀ
+//   sums   [channels, queries]  += valuesᵀ [channels, positions] · weights [positions, queries]
+//
+// A weight is the sum of two bf16 numbers, so that nothing is lost that would show in the result.
+// Tensor cores multiply every value by every query's weight, also by the weights 0 of queries that
+// do not own the page; these keep their sums untouched, whatever the values are. What no query
+// sees is cleared, since it may be no number.
 //
 // The order of every sum is fixed by absolute positions: a split is SPLIT_PAGES pages, warp w of
-// it takes pages w, w + 4, ...; warps are merged in order, then splits in order. A page that a row
-// does not see changes nothing, not even a bit. So it makes no difference whether a block walks
-// over all splits (attention: many tiles) or each split has its block and attention_merge joins
-// them (attention_split: few tiles, long texts), nor which rows share a tile.
+// it takes pages w, w + 4, ...; warps are joined in order, then splits in order. So a query's bits
+// do not depend on which queries share its tile, nor on whether a block walks over all splits or
+// each split has its block and attention_merge joins them (few tiles, long texts).
 //
-// grid: rows x (kv_heads * head tiles) [x splits]; a block whose row is not the first of a tile
-// ends at once. block: ATTENTION_THREADS; shared: see attention_shared_bytes in the host code.
-// Moves 4 bytes per position, K/V head and channel, per tile.
-#include "common.cuh"
+// grid: tiles x kv_heads x (1: walk over all splits, or the number of splits); block: THREADS;
+// shared: Memory, as in the host code. Moves 2 · PAGE_LEN · head_dim bf16 numbers for each
+// distinct page of a tile's rows, per tile and K/V head; tiles that run at the same time find one
+// another's pages in the L2.
+#include "attention_tile.cuh"
 
-constexpr unsigned ATTENTION_WARPS = 4;
-constexpr unsigned ATTENTION_THREADS = ATTENTION_WARPS * 32;
-constexpr unsigned SPLIT_PAGES = 16;
+namespace attention {
 
-namespace {
-
-// A softmax-weighted sum under way (Milakov and Gimelshein, arXiv 1805.02867): the largest score,
-// the sum of e^(score - largest), and the values' sum with these weights.
-__device__ inline float weight_of(float max, float new_max) {
-  return max == -INFINITY ? 0 : expf(max - new_max);
+// A softmax-weighted sum under way (Milakov and Gimelshein, arXiv 1805.02867) has the largest
+// score, in units of log 2, and the mass, the sum of 2^(score - largest). Two of them are joined
+// by weighting their masses and sums.
+__device__ inline float weight_of(float max, float most) {
+  return max == -INFINITY ? 0 : exp2f(max - most);
 }
 
-// Which queries a block has.
-template <unsigned QUERIES>
-struct Queries {
-  unsigned first_row, rows, first_head, heads, kv_head, count;
-  unsigned segment, first_position;
+// `before` and `now` weight what is joined; the same fmaf everywhere, so the same bits.
+struct Join {
+  float before, now;
 
-  // The query's row and head.
-  __device__ unsigned row(unsigned query) const { return first_row + query / heads; }
-  __device__ unsigned head(unsigned query) const { return first_head + query % heads; }
-  __device__ unsigned position(unsigned query) const { return first_position + query / heads; }
-
-  // False if the block's row is in the tile of another.
-  __device__ bool find(const AttentionParams &p) {
-    const PoolParams &shape = p.shape;
-    unsigned group = shape.query_heads / shape.kv_heads;
-    unsigned head_tile = group < QUERIES ? group : QUERIES, tile_rows = QUERIES / head_tile;
-    unsigned head_tiles = div_up(group, head_tile);
-    first_row = blockIdx.x;
-    segment = p.row_segments[first_row];
-    first_position = p.positions[first_row];
-    bool first = first_row == 0 || p.row_segments[first_row - 1] != segment;
-    if (!first && first_position % tile_rows != 0) return false;
-    rows = 1;
-    while (first_row + rows < p.rows && (first_position + rows) % tile_rows != 0 &&
-           p.row_segments[first_row + rows] == segment) {
-      rows++;
-    }
-    kv_head = blockIdx.y / head_tiles;
-    unsigned offset = blockIdx.y % head_tiles * head_tile;
-    first_head = kv_head * group + offset;
-    heads = min(head_tile, group - offset);
-    count = rows * heads;
-    return true;
+  __device__ static Join of(float before_max, float now_max) {
+    float most = fmaxf(before_max, now_max);
+    return {weight_of(before_max, most), weight_of(now_max, most)};
   }
-
-  // The first position that any of the queries sees, and the end of the last one's.
-  __device__ unsigned visible_begin(const AttentionParams &p) const {
-    return p.window && first_position >= p.window ? first_position + 1 - p.window : 0;
-  }
-  __device__ unsigned visible_end() const { return first_position + rows; }
-};
-
-// Shared memory: queries in f32, then each warp's two pages, then its weights.
-template <unsigned QUERIES>
-struct Layout {
-  unsigned chunks;  // of 8 channels in a row
-  unsigned stride;  // numbers from one row of a page to the next; 32 bytes more than it needs, so
-                    // that lanes that read neighbouring rows use different banks
-
-  __device__ explicit Layout(unsigned head_dim) {
-    chunks = div_up(head_dim, 8);
-    stride = chunks * 8 + 16;
-  }
-  __device__ unsigned page_numbers() const { return 2 * PAGE_LEN * stride; }
-  __device__ float *queries(char *shared) const { return reinterpret_cast<float *>(shared); }
-  __device__ bf16 *page(char *shared, unsigned warp, unsigned buffer) const {
-    bf16 *pages = reinterpret_cast<bf16 *>(queries(shared) + QUERIES * chunks * 8);
-    return pages + (warp * 2 + buffer) * page_numbers();
-  }
-  __device__ float *weights(char *shared, unsigned warp) const {
-    float *after = reinterpret_cast<float *>(page(shared, ATTENTION_WARPS, 0));
-    return after + warp * PAGE_LEN * QUERIES;
+  __device__ float operator()(float old_sum, float new_sum) const {
+    return fmaf(now, new_sum, before * old_sum);
   }
 };
 
-// Starts copying one head's keys and values of a page.
-template <unsigned QUERIES>
-__device__ void start_page(const AttentionParams &p, const Queries<QUERIES> &q, unsigned page,
-                           const Layout<QUERIES> &layout, bf16 *to) {
-  unsigned dim = p.shape.head_dim, lane = threadIdx.x % 32;
-  unsigned id = p.tables[size_t(q.segment) * p.table_stride + page];
-  const bf16 *from = p.pool + page_offset(p.shape, p.layer, id, q.kv_head, 0);
-  if (dim % 8 == 0) {
-    for (unsigned i = lane; i < 2 * PAGE_LEN * layout.chunks; i += 32) {
-      unsigned row = i / layout.chunks, chunk = i % layout.chunks;
-      copy_async(to + row * layout.stride + chunk * 8, from + row * dim + chunk * 8, true);
-    }
-  } else {
-    for (unsigned i = lane; i < 2 * PAGE_LEN * layout.chunks * 8; i += 32) {
-      unsigned row = i / (layout.chunks * 8), channel = i % (layout.chunks * 8);
-      to[row * layout.stride + channel] =
-          channel < dim ? from[row * dim + channel] : bf16{0};
-    }
-  }
+// One number for each query and channel, then the query's maximum and mass. The 4 numbers more in
+// a row keep lanes that hold different queries in different banks.
+template <unsigned CHANNELS>
+struct Sums {
+  float of[CHANNELS], max, mass, unused[2];
+};
+
+// How one query's warps are joined, and their sum with the splits before; `any` is false where the
+// query sees nothing of the split, which then must not change even the sign of a zero.
+struct Factors {
+  float warps[WARPS];
+  Join join;
+  bool any;
+};
+
+template <unsigned CHANNELS, unsigned QUERIES>
+struct Memory {
+  // Pages that a warp has under way or works on.
+  static constexpr unsigned STAGES = CHANNELS <= 64 ? 3 : 2;
+  // The first of each two is done with before the second is written.
+  union {
+    bf16 pages[WARPS][STAGES][2 * PAGE_LEN * CHANNELS];
+    Sums<CHANNELS> parts[WARPS][QUERIES];
+  };
+  union {
+    Page lists[WARPS][WARP_PAGES * QUERIES];
+    Factors factors[QUERIES];
+  };
+  bf16 queries[QUERIES * CHANNELS];
+  Sums<CHANNELS> total[QUERIES];
+  View views[QUERIES];
+};
+
+// Both lanes' pairs of numbers change hands at once.
+struct Pair {
+  float first, second;
+};
+__device__ inline Pair exchange(Pair mine, unsigned distance) {
+  unsigned long long bits = (unsigned long long)__float_as_uint(mine.second) << 32 |
+                            __float_as_uint(mine.first);
+  bits = __shfl_xor_sync(ALL_LANES, bits, distance);
+  return {__uint_as_float(unsigned(bits)), __uint_as_float(unsigned(bits >> 32))};
 }
 
-// A warp's state over its pages: lane pair l holds the scores' masses of position l, and each lane
-// the channels 2 lane + 64 j and the next of the values' sums.
-template <unsigned QUERIES, unsigned PAIRS>
-struct WarpState {
-  float max[QUERIES], mass[QUERIES], sums[QUERIES][PAIRS][2];
+// A warp's sums over its pages, as mma's lay them out: with group = lane / 4 and quad = lane % 4,
+// [n][c] belongs to query 8 n + 2 quad + c, and sums[m][n][2 r + c] to channel 16 m + 8 r + group.
+// Each lane has a part of the masses: positions group and group + 8 of all pages.
+template <unsigned CHANNELS, unsigned QUERIES>
+struct State {
+  static constexpr unsigned BLOCKS = CHANNELS / 16, COLUMNS = QUERIES / 8;
+  float max[COLUMNS][2], mass[COLUMNS][2], sums[BLOCKS][COLUMNS][4];
 
-  __device__ void clear() {
+  __device__ State() {
 #pragma unroll
-    for (unsigned query = 0; query < QUERIES; query++) {
-      max[query] = -INFINITY;
-      mass[query] = 0;
+    for (unsigned n = 0; n < COLUMNS; n++) {
 #pragma unroll
-      for (unsigned j = 0; j < PAIRS; j++) sums[query][j][0] = sums[query][j][1] = 0;
+      for (unsigned c = 0; c < 2; c++) {
+        max[n][c] = -INFINITY;
+        mass[n][c] = 0;
+      }
+#pragma unroll
+      for (unsigned m = 0; m < BLOCKS; m++) {
+#pragma unroll
+        for (unsigned i = 0; i < 4; i++) sums[m][n][i] = 0;
+      }
     }
   }
 
-  // Takes in one page that lies in shared memory.
-  __device__ void add_page(const AttentionParams &p, const Queries<QUERIES> &q, unsigned page,
-                           const Layout<QUERIES> &layout, const float *queries, const bf16 *keys,
-                           float *weights) {
-    unsigned lane = threadIdx.x % 32, offset = lane / 2, position = page * PAGE_LEN + offset;
-    float scores[QUERIES] = {};
-    // Each lane of a pair takes every other chunk of 8 channels.
-    for (unsigned chunk = lane % 2; chunk < layout.chunks; chunk += 2) {
-      uint4 key = *reinterpret_cast<const uint4 *>(keys + offset * layout.stride + chunk * 8);
-      unsigned words[4] = {key.x, key.y, key.z, key.w};
+  __device__ static unsigned query(unsigned n, unsigned c) {
+    return 8 * n + threadIdx.x % 4 * 2 + c;
+  }
+  // True if one of 8 queries owns the page.
+  __device__ static bool wanted(const Page &page, unsigned n) {
+    return COLUMNS == 1 || (page.owners >> 8 * n & 0xff) != 0;
+  }
+  __device__ static bool owns(const Page &page, unsigned n, unsigned c) {
+    return page.owners >> query(n, c) & 1;
+  }
+
+  // Takes in a page that lies in shared memory. `scale` is that of scores in units of log 2.
+  __device__ __forceinline__ void add_page(const Page &page, const bf16 *keys, unsigned dim,
+                                           float scale, const Memory<CHANNELS, QUERIES> &memory) {
+    float scores[COLUMNS][4] = {};
+    score(page, keys, dim, memory.queries, scores);
+    // The weights, with positions along a lane's column as mma wants its second operand.
+    unsigned high[COLUMNS][2], low[COLUMNS][2], seen[2] = {};
+    float rescale[COLUMNS][2];
 #pragma unroll
-      for (unsigned query = 0; query < QUERIES; query++) {
-        const float *from = queries + (query * layout.chunks + chunk) * 8;
+    for (unsigned n = 0; n < COLUMNS; n++) {
+      if (!wanted(page, n)) continue;
+      weigh(page, n, scale, memory.views, scores[n], rescale[n], seen);
+#pragma unroll
+      for (unsigned r = 0; r < 2; r++) {
+        float first = scores[n][2 * r], second = scores[n][2 * r + 1];
+        unsigned rounded = pack(first, second);
+        unsigned rest = pack(first - low_float(rounded), second - high_float(rounded));
+        high[n][r] = transpose(rounded);
+        low[n][r] = transpose(rest);
+      }
+    }
+    unsigned keep[2] = {~0u, ~0u};
+    if (page.partly) {
+#pragma unroll
+      for (unsigned r = 0; r < 2; r++) keep[r] = seen_by_any(seen[r]);
+    }
+    const bf16 *values = keys + PAGE_LEN * CHANNELS;
+    unsigned lane = threadIdx.x % 32, position = lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
+#pragma unroll
+    for (unsigned m = 0; m < BLOCKS; m++) {
+      if (m * 16 >= dim) break;
+      unsigned value[4];
+      load_transposed(value, values + chunk_at<CHANNELS>(position, 2 * m + chunk));
+#pragma unroll
+      for (unsigned i = 0; i < 4; i++) value[i] &= keep[i / 2];
+#pragma unroll
+      for (unsigned n = 0; n < COLUMNS; n++) {
+        if (!wanted(page, n)) continue;
+        float part[4] = {};
+        mma(part, value, high[n]);
+        mma(part, value, low[n]);
 #pragma unroll
         for (unsigned i = 0; i < 4; i++) {
-          scores[query] += from[2 * i] * low_float(words[i]);
-          scores[query] += from[2 * i + 1] * high_float(words[i]);
+          float &sum = sums[m][n][i];
+          if (owns(page, n, i % 2)) sum = fmaf(sum, rescale[n][i % 2], part[i]);
         }
       }
     }
-    float scaled[QUERIES];
+  }
+
+  // Adds the masses of all lanes and hands everything over.
+  __device__ __forceinline__ void store(unsigned dim, Sums<CHANNELS> *parts) {
+    unsigned group = threadIdx.x % 32 / 4;
 #pragma unroll
-    for (unsigned query = 0; query < QUERIES; query++) {
-      float score = scores[query] + __shfl_xor_sync(ALL_LANES, scores[query], 1);
-      unsigned at = q.position(query);
-      bool visible = query < q.count && position <= at && (!p.window || at - position < p.window);
-      score = visible ? score : -INFINITY;
-      float most = score;
-      for (unsigned distance = 2; distance < 32; distance *= 2) {
-        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, distance));
+    for (unsigned n = 0; n < COLUMNS; n++) {
+      Pair all{mass[n][0], mass[n][1]};
+      for (unsigned distance = 4; distance < 32; distance *= 2) {
+        Pair other = exchange(all, distance);
+        all = {all.first + other.first, all.second + other.second};
       }
-      most = fmaxf(most, max[query]);
-      float weight = visible ? expf(score - most) : 0;
-      scaled[query] = most == -INFINITY ? 1 : weight_of(max[query], most);
-      max[query] = most;
-      mass[query] = mass[query] * scaled[query] + weight;
-      if (lane % 2 == 0) weights[offset * QUERIES + query] = weight;
-    }
-    __syncwarp();
+      if (group == 0) {
+        parts[query(n, 0)].mass = all.first;
+        parts[query(n, 1)].mass = all.second;
 #pragma unroll
-    for (unsigned query = 0; query < QUERIES; query++) {
-#pragma unroll
-      for (unsigned j = 0; j < PAIRS; j++) {
-        sums[query][j][0] *= scaled[query];
-        sums[query][j][1] *= scaled[query];
+        for (unsigned c = 0; c < 2; c++) parts[query(n, c)].max = max[n][c];
       }
-    }
-    const bf16 *values = keys + PAGE_LEN * layout.stride;
-    // Positions that no query sees may hold anything, also what is no number.
-    unsigned begin = q.visible_begin(p), end = q.visible_end();
-    for (unsigned at = 0; at < PAGE_LEN; at++) {
-      if (page * PAGE_LEN + at < begin || page * PAGE_LEN + at >= end) continue;
-      const float *weight = weights + at * QUERIES;
 #pragma unroll
-      for (unsigned j = 0; j < PAIRS; j++) {
-        unsigned channel = 2 * lane + 64 * j;
-        if (channel >= layout.chunks * 8) continue;
-        unsigned pair = *reinterpret_cast<const unsigned *>(values + at * layout.stride + channel);
+      for (unsigned m = 0; m < BLOCKS; m++) {
+        if (m * 16 >= dim) break;
 #pragma unroll
-        for (unsigned query = 0; query < QUERIES; query++) {
-          // A weight of 0 adds nothing, so rows that do not see this position keep their bits.
-          sums[query][j][0] += weight[query] * low_float(pair);
-          sums[query][j][1] += weight[query] * high_float(pair);
+        for (unsigned i = 0; i < 4; i++) {
+          parts[query(n, i % 2)].of[16 * m + i / 2 * 8 + group] = sums[m][n][i];
         }
       }
     }
-    __syncwarp();
+  }
+
+ private:
+  // scores[n][2 r + c]: position 8 r + group of the page and the query of [n][c].
+  __device__ static __forceinline__ void score(const Page &page, const bf16 *keys, unsigned dim,
+                                               const bf16 *queries, float (&scores)[COLUMNS][4]) {
+    unsigned group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+#pragma unroll
+    for (unsigned step = 0; step < CHANNELS / DEPTH; step++) {
+      if (step * DEPTH >= dim) break;
+      uint4 upper = read_chunk<CHANNELS>(keys, group, step * 4 + quad);
+      uint4 lower = read_chunk<CHANNELS>(keys, group + 8, step * 4 + quad);
+#pragma unroll
+      for (unsigned n = 0; n < COLUMNS; n++) {
+        if (!wanted(page, n)) continue;
+        mma_step(scores[n], upper, lower,
+                 read_chunk<CHANNELS>(queries, 8 * n + group, step * 4 + quad));
+      }
+    }
+  }
+
+  // Makes weights of 8 queries' scores: 0 where a query does not see a position. `rescale` is for
+  // what was summed before; seen[r] becomes true if position 8 r + group is seen.
+  __device__ void weigh(const Page &page, unsigned n, float scale, const View *views,
+                        float (&scores)[4], float (&rescale)[2], unsigned (&seen)[2]) {
+    unsigned position = page.index * PAGE_LEN + threadIdx.x % 32 / 4;
+    bool visible[4];
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) {
+      visible[i] = owns(page, n, i % 2);
+      if (page.partly) visible[i] &= views[query(n, i % 2)].sees(position + i / 2 * 8);
+      seen[i / 2] |= visible[i];
+      // Rounded by itself: not once more or less where the compiler would fuse it.
+      scores[i] = visible[i] ? __fmul_rn(scores[i], scale) : -INFINITY;
+    }
+    Pair most{fmaxf(scores[0], scores[2]), fmaxf(scores[1], scores[3])};
+    for (unsigned distance = 4; distance < 32; distance *= 2) {
+      Pair other = exchange(most, distance);
+      most = {fmaxf(most.first, other.first), fmaxf(most.second, other.second)};
+    }
+#pragma unroll
+    for (unsigned c = 0; c < 2; c++) {
+      float now = fmaxf(max[n][c], c ? most.second : most.first);
+      rescale[c] = weight_of(max[n][c], now);
+      max[n][c] = now;
+      for (unsigned i = c; i < 4; i += 2) scores[i] = visible[i] ? exp2f(scores[i] - now) : 0;
+      mass[n][c] = fmaf(mass[n][c], rescale[c], scores[c] + scores[c + 2]);
+    }
+  }
+
+  // Ones where a query sees positions 2 quad and 2 quad + 1 (in the halves of the word) of the 8
+  // whose lanes say whether they see them.
+  __device__ static unsigned seen_by_any(unsigned seen) {
+    unsigned lanes = __ballot_sync(ALL_LANES, seen != 0) >> threadIdx.x % 4 * 8;
+    return (lanes & 0xf ? 0xffffu : 0) | (lanes & 0xf0 ? 0xffff0000u : 0);
   }
 };
 
-// The result of one split for all queries, in shared memory: [QUERIES, padded dim] sums, then
-// maxima, then masses. `merged` may share memory with the pages.
-template <unsigned QUERIES>
-struct Merged {
-  float *sums, *max, *mass;
-  unsigned width;
-  __device__ Merged(float *memory, unsigned width) : width(width) {
-    sums = memory;
-    max = memory + QUERIES * width;
-    mass = max + QUERIES;
-  }
-};
-
-// Walks over split `split` with all warps; leaves the result in `merged` for all threads.
-template <unsigned QUERIES, unsigned PAIRS>
-__device__ void attend_split(const AttentionParams &p, const Queries<QUERIES> &q, unsigned split,
-                             const Layout<QUERIES> &layout, char *shared, Merged<QUERIES> &merged) {
-  unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  unsigned begin = q.visible_begin(p) / PAGE_LEN, end = div_up(q.visible_end(), PAGE_LEN);
-  unsigned first = split * SPLIT_PAGES, last = min(first + SPLIT_PAGES, end);
-  float *weights = layout.weights(shared, warp);
-  WarpState<QUERIES, PAIRS> state;
-  state.clear();
-  auto start = [&](unsigned page, unsigned buffer) {
-    if (page >= begin && page < last) start_page(p, q, page, layout, layout.page(shared, warp, buffer));
+// Walks over one split with all warps and joins the result to memory.total.
+template <unsigned CHANNELS, unsigned QUERIES>
+__device__ __forceinline__ void attend_split(const AttentionParams &p, unsigned dim,
+                                             unsigned kv_head, unsigned split, View view,
+                                             const unsigned *table, unsigned end,
+                                             Memory<CHANNELS, QUERIES> &memory) {
+  using Block = Memory<CHANNELS, QUERIES>;
+  constexpr float LOG2_E = 1.44269504f;
+  unsigned warp = threadIdx.x / 32, first = split * SPLIT_PAGES;
+  unsigned last = min(first + SPLIT_PAGES, div_up(end, PAGE_LEN));
+  Page *list = memory.lists[warp];
+  State<CHANNELS, QUERIES> state;
+  unsigned pages = list_pages(view, table, first, last, list);
+  auto buffer = [&](unsigned i) { return memory.pages[warp][i % Block::STAGES]; };
+  auto start = [&](unsigned i) {
+    if (i < pages) start_page<CHANNELS>(p, dim, kv_head, list[i].id, buffer(i));
     copy_commit();
   };
-  start(first + warp, 0);
-  for (unsigned page = first + warp, turn = 0; page < last; page += ATTENTION_WARPS, turn++) {
-    start(page + ATTENTION_WARPS, (turn + 1) % 2);
-    copy_wait<1>();
+  for (unsigned i = 0; i + 1 < Block::STAGES; i++) start(i);
+  for (unsigned i = 0; i < pages; i++) {
+    copy_wait<Block::STAGES - 2>();
+    // All lanes have their copies of this page and are done with the one before.
     __syncwarp();
-    if (page >= begin) {
-      state.add_page(p, q, page, layout, layout.queries(shared),
-                     layout.page(shared, warp, turn % 2), weights);
-    }
-    __syncwarp();
+    start(i + Block::STAGES - 1);
+    Page page = list[i];
+    state.add_page(page, buffer(i), dim, p.scale * LOG2_E, memory);
   }
   copy_wait<0>();
-  // All pages are done with: the warps' results lie over them.
+  // The parts lie over the pages.
   __syncthreads();
-  unsigned size = QUERIES * (merged.width + 2);
-  float *parts = reinterpret_cast<float *>(layout.page(shared, 0, 0));
-  Merged<QUERIES> mine(parts + warp * size, merged.width);
-#pragma unroll
-  for (unsigned query = 0; query < QUERIES; query++) {
-    float mass = state.mass[query];
-    for (unsigned distance = 2; distance < 32; distance *= 2) {
-      mass += __shfl_xor_sync(ALL_LANES, mass, distance);
+  state.store(dim, memory.parts[warp]);
+  __syncthreads();
+  if (threadIdx.x < QUERIES) {
+    unsigned query = threadIdx.x;
+    Sums<CHANNELS> &total = memory.total[query];
+    Factors factors;
+    float most = -INFINITY, mass = 0;
+    for (unsigned w = 0; w < WARPS; w++) most = fmaxf(most, memory.parts[w][query].max);
+    for (unsigned w = 0; w < WARPS; w++) {
+      const Sums<CHANNELS> &part = memory.parts[w][query];
+      factors.warps[w] = weight_of(part.max, most);
+      mass = fmaf(factors.warps[w], part.mass, mass);
     }
-    if (lane == 0) {
-      mine.max[query] = state.max[query];
-      mine.mass[query] = mass;
+    factors.any = mass != 0;
+    factors.join = Join::of(total.max, most);
+    if (factors.any) {
+      total.mass = factors.join(total.mass, mass);
+      total.max = fmaxf(total.max, most);
     }
-#pragma unroll
-    for (unsigned j = 0; j < PAIRS; j++) {
-      unsigned channel = 2 * lane + 64 * j;
-      if (channel < merged.width) {
-        mine.sums[query * merged.width + channel] = state.sums[query][j][0];
-        mine.sums[query * merged.width + channel + 1] = state.sums[query][j][1];
+    memory.factors[query] = factors;
+  }
+  __syncthreads();
+  for (unsigned i = threadIdx.x; i < QUERIES * CHANNELS; i += THREADS) {
+    unsigned query = i / CHANNELS, channel = i % CHANNELS;
+    const Factors &factors = memory.factors[query];
+    if (channel >= dim || !factors.any) continue;
+    float sum = 0;
+    for (unsigned w = 0; w < WARPS; w++) {
+      sum = fmaf(factors.warps[w], memory.parts[w][query].of[channel], sum);
+    }
+    float &total = memory.total[query].of[channel];
+    total = factors.join(total, sum);
+  }
+  __syncthreads();
+}
+
+template <unsigned CHANNELS, unsigned QUERIES>
+__device__ __forceinline__ void attend(const AttentionParams &p, unsigned dim) {
+  using Block = Memory<CHANNELS, QUERIES>;
+  SHARED(Block, shared);
+  Block &memory = *shared;
+  Tile<QUERIES> tile(p);
+  unsigned lane = threadIdx.x % 32;
+  View view = tile.view(p, lane);
+  const unsigned *table = tile.table(p, lane);
+  unsigned begin = __reduce_min_sync(ALL_LANES, view.begin);
+  unsigned end = __reduce_max_sync(ALL_LANES, view.end);
+  bool one = gridDim.z > 1;  // of the splits, or all
+  unsigned split = one ? blockIdx.z : begin / SPLIT;
+  unsigned last = one ? split : (end - 1) / SPLIT;
+  if (split < begin / SPLIT || split * SPLIT >= end) return;
+  load_queries<CHANNELS>(p, tile, memory.queries);
+  if (threadIdx.x < QUERIES) {
+    memory.views[threadIdx.x] = view;
+    memory.total[threadIdx.x].max = -INFINITY;
+    memory.total[threadIdx.x].mass = 0;
+  }
+  for (unsigned i = threadIdx.x; i < QUERIES * CHANNELS; i += THREADS) {
+    memory.total[i / CHANNELS].of[i % CHANNELS] = 0;
+  }
+  __syncthreads();
+  for (; split <= last; split++) {
+    attend_split(p, dim, tile.kv_head, split, view, table, end, memory);
+  }
+  for (unsigned i = threadIdx.x; i < tile.count * CHANNELS; i += THREADS) {
+    unsigned query = i / CHANNELS, channel = i % CHANNELS;
+    const Sums<CHANNELS> &total = memory.total[query];
+    size_t row = size_t(tile.row(query)) * p.shape.query_heads + tile.head(query);
+    if (channel >= dim) continue;
+    if (one) {
+      float *partial = p.partial + (row * p.splits + blockIdx.z) * (dim + 2);
+      partial[channel] = total.of[channel];
+      if (channel == 0) {
+        partial[dim] = total.max;
+        partial[dim + 1] = total.mass;
       }
+    } else {
+      p.out[row * dim + channel] = to_bf16(total.of[channel] / total.mass);
     }
   }
-  __syncthreads();
-  for (unsigned i = threadIdx.x; i < QUERIES * merged.width; i += blockDim.x) {
-    unsigned query = i / merged.width;
-    float most = -INFINITY, mass = 0, sum = 0;
-    for (unsigned other = 0; other < ATTENTION_WARPS; other++) {
-      most = fmaxf(most, Merged<QUERIES>(parts + other * size, merged.width).max[query]);
-    }
-    for (unsigned other = 0; other < ATTENTION_WARPS; other++) {
-      Merged<QUERIES> theirs(parts + other * size, merged.width);
-      float weight = weight_of(theirs.max[query], most);
-      mass += weight * theirs.mass[query];
-      sum += weight * theirs.sums[i];
-    }
-    merged.sums[i] = sum;
-    if (i % merged.width == 0) {
-      merged.max[query] = most;
-      merged.mass[query] = mass;
-    }
-  }
-  __syncthreads();
 }
 
-// Puts the scaled queries into shared memory; those beyond the last, and channels beyond the
-// head's, are zeros.
-template <unsigned QUERIES>
-__device__ void load_queries(const AttentionParams &p, const Queries<QUERIES> &q,
-                                    const Layout<QUERIES> &layout, float *queries) {
-  unsigned dim = p.shape.head_dim, padded = layout.chunks * 8;
-  size_t width = size_t(p.shape.query_heads + 2 * p.shape.kv_heads) * dim;
-  for (unsigned i = threadIdx.x; i < QUERIES * padded; i += blockDim.x) {
-    unsigned query = i / padded, channel = i % padded;
-    float value = 0;
-    if (query < q.count && channel < dim) {
-      value = p.scale * to_float(p.qkv[q.row(query) * width + q.head(query) * dim + channel]);
-    }
-    queries[i] = value;
-  }
-  __syncthreads();
-}
-
-// Where the running and the latest merged results lie: behind the weights.
-template <unsigned QUERIES>
-__device__ float *merged_memory(const Layout<QUERIES> &layout, char *shared) {
-  return layout.weights(shared, ATTENTION_WARPS);
-}
-
-template <unsigned QUERIES, unsigned PAIRS>
+// A head that fills its channels, as those of real models do, gets loops without ends to be
+// checked, so that loads and mma's of several steps overlap. Large tiles do without: they have the
+// same overlap between their columns, and no registers to spare.
+template <unsigned CHANNELS, unsigned QUERIES>
 __device__ void attend(const AttentionParams &p) {
-  SHARED(char, shared);
-  Queries<QUERIES> q;
-  if (!q.find(p)) return;
-  Layout<QUERIES> layout(p.shape.head_dim);
-  unsigned dim = p.shape.head_dim, width = layout.chunks * 8;
-  load_queries(p, q, layout, layout.queries(shared));
-  float *memory = merged_memory(layout, shared);
-  Merged<QUERIES> latest(memory, width), total(memory + QUERIES * (width + 2), width);
-  for (unsigned i = threadIdx.x; i < QUERIES * (width + 2); i += blockDim.x) {
-    // Nothing yet: sums and masses of 0, a maximum of -infinity.
-    bool is_max = i >= QUERIES * width && i < QUERIES * (width + 1);
-    total.sums[i] = is_max ? -INFINITY : 0;
-  }
-  __syncthreads();
-  constexpr unsigned SPLIT = SPLIT_PAGES * PAGE_LEN;
-  for (unsigned split = q.visible_begin(p) / SPLIT; split * SPLIT < q.visible_end(); split++) {
-    attend_split<QUERIES, PAIRS>(p, q, split, layout, shared, latest);
-    auto join = [&](unsigned query, float before, float now) {
-      float most = fmaxf(total.max[query], latest.max[query]);
-      return weight_of(total.max[query], most) * before +
-             weight_of(latest.max[query], most) * now;
-    };
-    for (unsigned i = threadIdx.x; i < QUERIES * width; i += blockDim.x) {
-      total.sums[i] = join(i / width, total.sums[i], latest.sums[i]);
-    }
-    // The maxima change only when all have used them.
-    __syncthreads();
-    if (threadIdx.x < QUERIES) {
-      unsigned query = threadIdx.x;
-      total.mass[query] = join(query, total.mass[query], latest.mass[query]);
-      total.max[query] = fmaxf(total.max[query], latest.max[query]);
-    }
-    __syncthreads();
-  }
-  for (unsigned i = threadIdx.x; i < q.count * dim; i += blockDim.x) {
-    unsigned query = i / dim, channel = i % dim;
-    size_t at = (size_t(q.row(query)) * p.shape.query_heads + q.head(query)) * dim + channel;
-    p.out[at] = to_bf16(total.sums[query * width + channel] / total.mass[query]);
+  constexpr bool OVERLAP = CHANNELS * QUERIES <= 2048;
+  if (OVERLAP && p.shape.head_dim == CHANNELS) {
+    attend<CHANNELS, QUERIES>(p, CHANNELS);
+  } else {
+    attend<CHANNELS, QUERIES>(p, p.shape.head_dim);
   }
 }
 
-template <unsigned QUERIES, unsigned PAIRS>
-__device__ void attend_one_split(const AttentionParams &p) {
-  SHARED(char, shared);
-  Queries<QUERIES> q;
-  if (!q.find(p)) return;
-  constexpr unsigned SPLIT = SPLIT_PAGES * PAGE_LEN;
-  unsigned split = blockIdx.z;
-  if (split < q.visible_begin(p) / SPLIT || split * SPLIT >= q.visible_end()) return;
-  Layout<QUERIES> layout(p.shape.head_dim);
-  unsigned dim = p.shape.head_dim, width = layout.chunks * 8;
-  load_queries(p, q, layout, layout.queries(shared));
-  Merged<QUERIES> result(merged_memory(layout, shared), width);
-  attend_split<QUERIES, PAIRS>(p, q, split, layout, shared, result);
-  for (unsigned i = threadIdx.x; i < q.count * (dim + 2); i += blockDim.x) {
-    unsigned query = i / (dim + 2), channel = i % (dim + 2);
-    size_t row = size_t(q.row(query)) * p.shape.query_heads + q.head(query);
-    float value = channel < dim       ? result.sums[query * width + channel]
-                  : channel == dim    ? result.max[query]
-                                      : result.mass[query];
-    p.partial[(row * p.splits + split) * (dim + 2) + channel] = value;
-  }
-}
+}  // namespace attention
 
-}  // namespace
+// Heads of up to 64, 128 and 256 channels, tiles of 8, 16 and 32 queries as registers allow.
+extern "C" __global__ void __launch_bounds__(attention::THREADS, attention::RESIDENT)
+    attention_64_8(const AttentionParams p) { attention::attend<64, 8>(p); }
+extern "C" __global__ void __launch_bounds__(attention::THREADS, attention::RESIDENT)
+    attention_64_16(const AttentionParams p) { attention::attend<64, 16>(p); }
+extern "C" __global__ void __launch_bounds__(attention::THREADS, attention::RESIDENT)
+    attention_64_32(const AttentionParams p) { attention::attend<64, 32>(p); }
+extern "C" __global__ void __launch_bounds__(attention::THREADS, attention::RESIDENT)
+    attention_128_8(const AttentionParams p) { attention::attend<128, 8>(p); }
+extern "C" __global__ void __launch_bounds__(attention::THREADS, attention::RESIDENT)
+    attention_128_16(const AttentionParams p) { attention::attend<128, 16>(p); }
+extern "C" __global__ void __launch_bounds__(attention::THREADS, attention::RESIDENT)
+    attention_128_32(const AttentionParams p) { attention::attend<128, 32>(p); }
+extern "C" __global__ void __launch_bounds__(attention::THREADS, attention::RESIDENT)
+    attention_256_8(const AttentionParams p) { attention::attend<256, 8>(p); }
+extern "C" __global__ void __launch_bounds__(attention::THREADS, attention::RESIDENT)
+    attention_256_16(const AttentionParams p) { attention::attend<256, 16>(p); }
 
-// Heads of up to 64, 128 and 256 channels, tiles of up to 1, 4 and 8 queries.
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_64_1(const AttentionParams p) { attend<1, 1>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_64_4(const AttentionParams p) { attend<4, 1>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_64_8(const AttentionParams p) { attend<8, 1>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_128_1(const AttentionParams p) { attend<1, 2>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_128_4(const AttentionParams p) { attend<4, 2>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_128_8(const AttentionParams p) { attend<8, 2>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_256_1(const AttentionParams p) { attend<1, 4>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_256_4(const AttentionParams p) { attend<4, 4>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_256_8(const AttentionParams p) { attend<8, 4>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_64_1(const AttentionParams p) { attend_one_split<1, 1>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_64_4(const AttentionParams p) { attend_one_split<4, 1>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_64_8(const AttentionParams p) { attend_one_split<8, 1>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_128_1(const AttentionParams p) { attend_one_split<1, 2>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_128_4(const AttentionParams p) { attend_one_split<4, 2>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_128_8(const AttentionParams p) { attend_one_split<8, 2>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_256_1(const AttentionParams p) { attend_one_split<1, 4>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_256_4(const AttentionParams p) { attend_one_split<4, 4>(p); }
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_split_256_8(const AttentionParams p) { attend_one_split<8, 4>(p); }
-
-// Joins a row's splits in order, as `attend` does. grid: rows x query_heads; block: a multiple of
-// 32; moves (head_dim + 2) * 4 bytes per split.
+// Joins a row's splits in order, as attend_split does. grid: rows x query_heads; block: a multiple
+// of 32; moves (head_dim + 2) * 4 bytes per split.
 extern "C" __global__ void attention_merge(const AttentionParams p) {
   unsigned dim = p.shape.head_dim, position = p.positions[blockIdx.x];
-  constexpr unsigned SPLIT = SPLIT_PAGES * PAGE_LEN;
-  // What the row's whole tile saw, so as to merge what was computed; more changes nothing.
-  unsigned begin = p.window && position >= p.window ? (position + 1 - p.window) / SPLIT : 0;
+  unsigned begin = p.window && position >= p.window ? position + 1 - p.window : 0;
   size_t row = size_t(blockIdx.x) * p.shape.query_heads + blockIdx.y;
   for (unsigned channel = threadIdx.x; channel < dim; channel += blockDim.x) {
     float max = -INFINITY, mass = 0, sum = 0;
-    for (unsigned split = begin; split * SPLIT <= position; split++) {
+    for (unsigned split = begin / attention::SPLIT; split <= position / attention::SPLIT; split++) {
       const float *part = p.partial + (row * p.splits + split) * (dim + 2);
-      float most = fmaxf(max, part[dim]);
-      float old_weight = weight_of(max, most), new_weight = weight_of(part[dim], most);
-      sum = old_weight * sum + new_weight * part[channel];
-      mass = old_weight * mass + new_weight * part[dim + 1];
-      max = most;
+      attention::Join join = attention::Join::of(max, part[dim]);
+      sum = join(sum, part[channel]);
+      mass = join(mass, part[dim + 1]);
+      max = fmaxf(max, part[dim]);
     }
     p.out[row * dim + channel] = to_bf16(sum / mass);
   }

@@ -24,6 +24,17 @@ __device__ inline bf16 to_bf16(float value) {
 #endif
 }
 
+// Both numbers as bf16 in one register, `low` in the lower half.
+__device__ inline unsigned pack(float low, float high) {
+#ifdef TRIMTAB_EMULATOR
+  return to_bf16(low).bits | unsigned(to_bf16(high).bits) << 16;
+#else
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#endif
+}
+
 // A 16-byte load of what is read once and not written by this kernel: it leaves the L1 to others.
 __device__ inline uint4 load_once(const void *address) {
 #ifdef TRIMTAB_EMULATOR
@@ -49,6 +60,31 @@ __device__ inline void mma(float (&sums)[4], const unsigned (&a)[4], const unsig
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// Transposes an 8 x 8 matrix of 16-bit numbers: with g = lane / 4 and t = lane % 4, a lane gives
+// (g, 2t), (g, 2t + 1) and gets (2t, g), (2t + 1, g).
+__device__ inline unsigned transpose(unsigned pair) {
+#ifdef TRIMTAB_EMULATOR
+  return emulator::transpose(pair);
+#else
+  unsigned result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+#endif
+}
+
+// Loads four 8 x 8 matrices of 16-bit numbers from shared memory, transposed: lane l names row
+// l % 8 of matrix l / 8, 16 bytes; of each matrix it gets (2t, g), (2t + 1, g).
+__device__ inline void load_transposed(unsigned (&pairs)[4], const void *row) {
+#ifdef TRIMTAB_EMULATOR
+  emulator::load_transposed(pairs, row);
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+               : "r"(unsigned(__cvta_generic_to_shared(row)))
+               : "memory");
 #endif
 }
 

@@ -141,6 +141,7 @@ struct State {
   const void *host_stack = nullptr;
   size_t host_stack_bytes = 0;
   size_t shared_bytes = 0;
+  uint64_t copied_bytes = 0;
 
   // xorshift64*
   unsigned below(unsigned bound) {
@@ -352,47 +353,18 @@ void warp_collective(const char *site, void *data, void (*apply)(void *const *la
   wait_at(nullptr);
 }
 
-void mma(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  struct Operands {
-    float *sums;
-    const unsigned *a, *b;
-  } mine{sums, a, b};
-  warp_collective("mma", &mine, [](void *const *lanes) {
-    float left[16][16], right[8][16];
-    auto split = [](unsigned word, float *to) {
-      to[0] = __uint_as_float(word << 16);
-      to[1] = __uint_as_float(word & 0xffff0000u);
-    };
-    for (unsigned lane = 0; lane < 32; lane++) {
-      auto *from = static_cast<Operands *>(lanes[lane]);
-      unsigned group = lane / 4, at = lane % 4 * 2;
-      split(from->a[0], &left[group][at]);
-      split(from->a[1], &left[group + 8][at]);
-      split(from->a[2], &left[group][at + 8]);
-      split(from->a[3], &left[group + 8][at + 8]);
-      split(from->b[0], &right[group][at]);
-      split(from->b[1], &right[group][at + 8]);
-    }
-    for (unsigned lane = 0; lane < 32; lane++) {
-      auto *to = static_cast<Operands *>(lanes[lane]);
-      for (unsigned i = 0; i < 4; i++) {
-        unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        float sum = to->sums[i];
-        for (unsigned k = 0; k < 16; k++) sum += left[row][k] * right[column][k];
-        to->sums[i] = sum;
-      }
-    }
-  });
+void require_shared(const void *address) {
+  auto *at = static_cast<const char *>(address);
+  if (at < state->shared || at + 16 > state->shared + state->shared_bytes) {
+    fail("takes %p for 16 bytes of shared memory", address);
+  }
+  if (uintptr_t(address) % 16) fail("takes %p for aligned to 16 bytes", address);
 }
 
 void copy_async(void *shared, const void *global, bool valid) {
-  char *to = static_cast<char *>(shared);
-  if (to < state->shared || to + 16 > state->shared + state->shared_bytes) {
-    fail("copies to %p, which is not shared memory", shared);
-  }
-  if (uintptr_t(shared) % 16 || (valid && uintptr_t(global) % 16)) {
-    fail("copies 16 bytes from %p to %p, which are not aligned", global, shared);
-  }
+  require_shared(shared);
+  if (valid && uintptr_t(global) % 16) fail("copies 16 bytes from %p, which is not aligned", global);
+  if (valid) state->copied_bytes += 16;
   memset(shared, POISON, 16);
   state->current->copies.push_back({shared, global, valid, state->current->group});
 }
@@ -411,14 +383,16 @@ void copy_wait(unsigned groups) {
 
 // ---- what Rust calls ----
 
-// Runs `run(params)` on every thread of the grid. The same seed gives the same order.
-extern "C" void trimtab_emulator_launch(const char *kernel, void (*run)(const void *),
-                                        const void *params, const unsigned *grid, unsigned threads,
-                                        size_t shared_bytes, uint64_t seed) {
+// Runs `run(params)` on every thread of the grid. The same seed gives the same order. Returns how
+// many bytes asynchronous copies have read.
+extern "C" uint64_t trimtab_emulator_launch(const char *kernel, void (*run)(const void *),
+                                            const void *params, const unsigned *grid,
+                                            unsigned threads, size_t shared_bytes, uint64_t seed) {
   using namespace emulator;
   install_handler();
   state = &host_state;
   state->launch = {kernel, run, params};
+  state->copied_bytes = 0;
   state->random = seed * 0x9E3779B97F4A7C15ull | 1;
   state->threads = threads;
   state->fibers.resize(threads);
@@ -446,6 +420,7 @@ extern "C" void trimtab_emulator_launch(const char *kernel, void (*run)(const vo
     }
   }
   state->current = nullptr;
+  return state->copied_bytes;
 }
 
 // Memory between two pages that cannot be touched, ending at the second one (but for what keeps it

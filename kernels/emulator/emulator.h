@@ -10,6 +10,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
 struct uint4 {
@@ -38,7 +39,12 @@ void sync_threads(const char *site);
 // then all go on.
 void warp_collective(const char *site, void *data, void (*apply)(void *const *lanes));
 
+// Fails unless 16 aligned bytes of the block's shared memory begin there.
+void require_shared(const void *address);
+
 void mma(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+unsigned transpose(unsigned pair);
+void load_transposed(unsigned (&pairs)[4], const void *row);
 void copy_async(void *shared, const void *global, bool valid);
 void copy_commit();
 void copy_wait(unsigned groups);
@@ -82,6 +88,43 @@ inline unsigned ballot(const char *site, unsigned mask, bool vote) {
   return mine.result;
 }
 
+// For each lane, the lanes that have the same value.
+inline unsigned match_any(const char *site, unsigned mask, unsigned value) {
+  require_all(mask);
+  warp_collective(site, &value, [](void *const *lanes) {
+    unsigned values[32];
+    for (unsigned lane = 0; lane < 32; lane++) values[lane] = *static_cast<unsigned *>(lanes[lane]);
+    for (unsigned lane = 0; lane < 32; lane++) {
+      unsigned same = 0;
+      for (unsigned other = 0; other < 32; other++) {
+        same |= unsigned(values[other] == values[lane]) << other;
+      }
+      *static_cast<unsigned *>(lanes[lane]) = same;
+    }
+  });
+  return value;
+}
+
+// The least and the greatest of all lanes' values.
+struct Range {
+  unsigned least, greatest;
+};
+
+inline Range range(const char *site, unsigned mask, unsigned value) {
+  require_all(mask);
+  Range mine{value, value};
+  warp_collective(site, &mine, [](void *const *lanes) {
+    Range all = *static_cast<Range *>(lanes[0]);
+    for (unsigned lane = 1; lane < 32; lane++) {
+      unsigned value = static_cast<Range *>(lanes[lane])->least;
+      all.least = value < all.least ? value : all.least;
+      all.greatest = value > all.greatest ? value : all.greatest;
+    }
+    for (unsigned lane = 0; lane < 32; lane++) *static_cast<Range *>(lanes[lane]) = all;
+  });
+  return mine;
+}
+
 }  // namespace emulator
 
 #define threadIdx emulator::thread_idx
@@ -104,6 +147,9 @@ inline unsigned ballot(const char *site, unsigned mask, bool vote) {
                         ? emulator::thread_idx.x % 32 - (distance)                \
                         : emulator::thread_idx.x % 32)
 #define __ballot_sync(mask, vote) emulator::ballot(EMULATOR_SITE, mask, vote)
+#define __match_any_sync(mask, value) emulator::match_any(EMULATOR_SITE, mask, value)
+#define __reduce_min_sync(mask, value) emulator::range(EMULATOR_SITE, mask, value).least
+#define __reduce_max_sync(mask, value) emulator::range(EMULATOR_SITE, mask, value).greatest
 
 #define SHARED(T, name) T *name = reinterpret_cast<T *>(emulator::shared_memory())
 
@@ -122,6 +168,7 @@ inline unsigned __float_as_uint(float value) {
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(int(bits)); }
 inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 
 // Fibers are switched at barriers only.

@@ -1,3 +1,6 @@
+use std::collections::HashSet;
+use std::ops::Range;
+
 use crate::harness::*;
 use trimtab::backend::{Attention, Backend, Heads, PAGE_LEN, PoolShape, Segment};
 use trimtab::tensor::bf16;
@@ -43,7 +46,81 @@ impl Inputs {
         let pool = random.halves(shape.len(), 1.0);
         Self { shape, qkv, pool, segments, positions, row_segments, tables, table_stride }
     }
+
+    /// Segments of one family: the first `pages` pages of `from` become those of `to` too.
+    fn share(&mut self, from: usize, to: usize, pages: usize) {
+        let (from, to) = (from * self.table_stride, to * self.table_stride);
+        self.tables.copy_within(from..from + pages, to);
+    }
+
+    /// Some rows of one segment as a batch of their own, over the same pool.
+    fn only(&self, segment: usize, rows: Range<usize>) -> Self {
+        let Segment { first_row, first_position, .. } = self.segments[segment];
+        let width = self.shape.heads.qkv_width();
+        let all = first_row + rows.start..first_row + rows.end;
+        let first_position = first_position + rows.start;
+        Self {
+            shape: self.shape,
+            qkv: self.qkv[all.start * width..all.end * width].to_vec(),
+            pool: self.pool.clone(),
+            segments: vec![Segment { first_row: 0, rows: rows.len(), first_position }],
+            positions: self.positions[all].to_vec(),
+            row_segments: vec![0; rows.len()],
+            tables: self.tables[segment * self.table_stride..][..self.table_stride].to_vec(),
+            table_stride: self.table_stride,
+        }
+    }
+
+    /// The pages that a segment's rows see.
+    fn pages(&self, segment: usize, window: Option<usize>) -> &[u32] {
+        let Segment { rows, first_position, .. } = self.segments[segment];
+        let first = window.map_or(0, |window| (first_position + 1).saturating_sub(window));
+        let table = &self.tables[segment * self.table_stride..][..self.table_stride];
+        &table[first / PAGE_LEN..(first_position + rows).div_ceil(PAGE_LEN)]
+    }
+
+    /// Fills the values (and keys, if `keys`) of one slot.
+    fn fill(&mut self, page: u32, offset: usize, keys: bool, number: bf16) {
+        let Heads { kv, dim, .. } = self.shape.heads;
+        for head in 0..kv {
+            for which in if keys { 0..2 } else { 1..2 } {
+                let start = self.shape.offset(1, page as usize, head, which);
+                self.pool[start + offset * dim..][..dim].fill(number);
+            }
+        }
+    }
 }
+
+/// A prompt of three pages and candidates of it, some of which share a fourth page, as beams do;
+/// two strangers among them. All end in different places, some with several rows.
+fn family(heads: Heads, window: Option<usize>, longer: usize) -> (Case, Inputs) {
+    let segments = [(70, 1), (75, 1), (0, 1), (64, 2), (49, 1), (20, 3), (79, 1), (98, 2)];
+    let segments =
+        segments.map(|(start, rows)| (start + if start < 49 { 0 } else { longer }, rows));
+    let case = Case { heads, window, segments: segments.to_vec() };
+    let mut inputs = Inputs::new(&case);
+    let prompt = 3 + longer / PAGE_LEN;
+    for (candidate, pages) in [(1, 4), (3, 4), (4, 3), (6, 3), (7, 4)] {
+        inputs.share(if candidate == 7 { 6 } else { 0 }, candidate, prompt + pages - 3);
+    }
+    (case, inputs)
+}
+
+/// Heads of every size of tile and register file: groups of 1, 3, 4, 7, 8 and 12.
+const FAMILIES: [(usize, usize, usize); 12] = [
+    (1, 1, 8),
+    (4, 4, 64),
+    (4, 4, 128),
+    (6, 2, 96),
+    (3, 1, 5),
+    (4, 1, 80),
+    (14, 2, 24),
+    (16, 2, 128),
+    (8, 1, 64),
+    (8, 2, 256),
+    (12, 1, 40),
+    (3, 3, 200),
+];
 
 fn run<B: Backend>(backend: &B, case: &Case, inputs: &Inputs) -> Vec<bf16> {
     let rows = inputs.positions.len();
@@ -108,15 +185,7 @@ fn a_row_does_not_notice_its_segment() {
             let inputs = Inputs::new(&case);
             let whole = run(&backend, &case, &inputs);
             for row in [0, 1, 10, 11, 43, 89] {
-                let alone = Inputs {
-                    segments: vec![Segment { first_row: 0, rows: 1, first_position: 5 + row }],
-                    positions: vec![5 + row as u32],
-                    row_segments: vec![0],
-                    qkv: inputs.qkv[row * heads.qkv_width()..][..heads.qkv_width()].to_vec(),
-                    pool: inputs.pool.clone(),
-                    tables: inputs.tables.clone(),
-                    ..inputs
-                };
+                let alone = inputs.only(0, row..row + 1);
                 let width = heads.query_width();
                 assert_eq!(
                     run(&backend, &case, &alone)[..width],
@@ -138,6 +207,7 @@ fn unseen_slots_may_hold_anything() {
             let heads = Heads { query: 4, kv: 2, dim };
             let case = Case { heads, window, segments: vec![(0, 3), (20, 1), (45, 2), (63, 1)] };
             let mut inputs = Inputs::new(&case);
+            inputs.share(3, 2, 2);
             let clean = run(&backend, &case, &inputs);
             let mut seen = vec![false; inputs.shape.pages * PAGE_LEN];
             for (index, &(start, rows)) in case.segments.iter().enumerate() {
@@ -148,10 +218,7 @@ fn unseen_slots_may_hold_anything() {
                 }
             }
             for slot in (0..seen.len()).filter(|&slot| !seen[slot]) {
-                for (head, which) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                    let start = inputs.shape.offset(1, slot / PAGE_LEN, head, which);
-                    inputs.pool[start + slot % PAGE_LEN * dim..][..dim].fill(bf16::NAN);
-                }
+                inputs.fill((slot / PAGE_LEN) as u32, slot % PAGE_LEN, true, bf16::NAN);
             }
             assert_eq!(run(&backend, &case, &inputs), clean, "{name}, {dim} channels, {window:?}");
         }
@@ -205,4 +272,93 @@ fn long_texts_agree_however_they_are_split() {
             }
         }
     });
+}
+
+/// Goal: candidates that share the prompt's pages, and some a beam's, get what the oracle says, and
+/// the bits that each gets alone: neither those who share a page nor strangers in the same tile
+/// change anything, with windows and without, in long texts and short ones.
+#[test]
+fn siblings_get_the_bits_that_each_gets_alone() {
+    let mut families = Vec::new();
+    for (index, &(query, kv, dim)) in FAMILIES.iter().enumerate() {
+        for (window, longer) in [(None, 0), (Some(30), 0), (None, 256), (Some(290), 512)] {
+            if longer == 0 || index % 3 == 0 {
+                let (case, inputs) = family(Heads { query, kv, dim }, window, longer);
+                let oracle = run(&Oracle, &case, &inputs);
+                families.push((case, inputs, oracle));
+            }
+        }
+    }
+    on_every_backend!(|name, backend| {
+        for (case, inputs, oracle) in &families {
+            let Case { heads, window, segments } = case;
+            let name = format!("{name}, {heads:?}, window {window:?}, {segments:?}");
+            let ours = run(&backend, case, inputs);
+            assert_close(&name, &ours, oracle, BF16, 1e-5);
+            for (index, segment) in inputs.segments.iter().enumerate() {
+                let alone = run(&backend, case, &inputs.only(index, 0..segment.rows));
+                let (len, width) = (segment.rows * heads.query_width(), heads.query_width());
+                let together = &ours[segment.first_row * width..][..len];
+                assert_eq!(alone[..len], *together, "{name}: segment {index}");
+            }
+        }
+    });
+}
+
+/// Goal: values that are no numbers, of a model gone wrong, reach the rows of their own sequence and
+/// no others, whatever shares a tile with them.
+#[test]
+fn what_is_no_number_stays_with_its_sequence() {
+    on_every_backend!(|name, backend| {
+        for (query, kv, dim) in FAMILIES {
+            let heads = Heads { query, kv, dim };
+            let (case, mut inputs) = family(heads, None, 0);
+            let clean = run(&backend, &case, &inputs);
+            // A page of candidate 1 alone.
+            let page = inputs.pages(1, None)[4];
+            inputs.fill(page, 0, false, bf16::INFINITY);
+            inputs.fill(page, 3, true, bf16::NAN);
+            let ours = run(&backend, &case, &inputs);
+            let width = heads.query_width();
+            assert!(
+                ours[width..2 * width].iter().all(|x| x.to_f32().is_nan()),
+                "{name}: {heads:?}"
+            );
+            assert_eq!(ours[..width], clean[..width], "{name}: {heads:?}");
+            assert_eq!(ours[2 * width..], clean[2 * width..], "{name}: {heads:?}");
+        }
+    });
+}
+
+/// Goal: a page that several rows share is read once for all of them. On the emulator, which counts
+/// bytes, and has so few processors that the rows of each case are one tile of 32 queries.
+#[test]
+fn a_shared_page_is_read_once() {
+    let siblings = |count, start, rows| vec![(start, rows); count];
+    // Heads, prompt pages that are shared, and the segments: decoding, scoring, prefill, long texts.
+    let cases = [
+        (Heads { query: 8, kv: 4, dim: 64 }, 5, siblings(16, 90, 1), None),
+        (Heads { query: 8, kv: 4, dim: 64 }, 5, siblings(16, 90, 1), Some(40)),
+        (Heads { query: 4, kv: 4, dim: 128 }, 3, siblings(4, 60, 8), None),
+        (Heads { query: 4, kv: 4, dim: 16 }, 0, siblings(1, 100, 32), None),
+        (Heads { query: 8, kv: 4, dim: 80 }, 30, siblings(16, 500, 1), None),
+    ];
+    for (heads, prompt, segments, window) in cases {
+        let case = Case { heads, window, segments };
+        let mut inputs = Inputs::new(&case);
+        for sibling in 1..case.segments.len() {
+            inputs.share(0, sibling, prompt);
+        }
+        let all = (0..case.segments.len()).flat_map(|index| inputs.pages(index, window));
+        let distinct = all.collect::<HashSet<_>>().len();
+        for (name, backend) in emulators() {
+            run(&backend, &case, &inputs);
+            let bytes = inputs.shape.page_len() * size_of::<bf16>() * distinct;
+            assert_eq!(
+                backend.device().copied_bytes(),
+                bytes as u64,
+                "{name}: {heads:?}, {window:?}"
+            );
+        }
+    }
 }

@@ -8,38 +8,73 @@ use crate::backend::{Attention, PAGE_LEN};
 use crate::error::Result;
 use crate::tensor::bf16;
 
-// As in kernels/attention.cu.
+// As in kernels/attention_tile.cuh.
 const WARPS: usize = 4;
 const THREADS: u32 = 128;
-const SPLIT_PAGES: usize = 16;
+const WARP_PAGES: usize = 4;
+const SPLIT: usize = WARPS * WARP_PAGES * PAGE_LEN;
 
-/// Queries that a block takes at most; there are kernels for these.
-const TILES: [usize; 3] = [1, 4, MAX_TILE];
-const MAX_TILE: usize = 8;
+/// A kernel for heads of up to `channels` channels, a block of which takes `queries` queries of
+/// one K/V head.
+#[derive(Clone, Copy)]
+struct Kernel {
+    name: &'static str,
+    channels: usize,
+    queries: usize,
+}
 
-/// The largest heads that there is a kernel for.
-const MAX_HEAD_DIM: usize = 256;
+const fn kernel(name: &'static str, channels: usize, queries: usize) -> Kernel {
+    Kernel { name, channels, queries }
+}
 
-/// For heads of up to 64, 128 and 256 channels, and each of [`TILES`].
-const KERNELS: [[&str; 3]; 3] = [
-    ["attention_64_1", "attention_64_4", "attention_64_8"],
-    ["attention_128_1", "attention_128_4", "attention_128_8"],
-    ["attention_256_1", "attention_256_4", "attention_256_8"],
+/// Those that fit a head best come first, then those with the largest tiles.
+const KERNELS: [Kernel; 8] = [
+    kernel("attention_64_32", 64, 32),
+    kernel("attention_64_16", 64, 16),
+    kernel("attention_64_8", 64, 8),
+    kernel("attention_128_32", 128, 32),
+    kernel("attention_128_16", 128, 16),
+    kernel("attention_128_8", 128, 8),
+    kernel("attention_256_16", 256, 16),
+    kernel("attention_256_8", 256, 8),
 ];
-const SPLIT_KERNELS: [[&str; 3]; 3] = [
-    ["attention_split_64_1", "attention_split_64_4", "attention_split_64_8"],
-    ["attention_split_128_1", "attention_split_128_4", "attention_split_128_8"],
-    ["attention_split_256_1", "attention_split_256_4", "attention_split_256_8"],
-];
 
-/// Queries in f32, two pages and the weights of each warp, the latest and the running result.
-fn shared_bytes(queries: usize, head_dim: usize) -> usize {
-    let padded = head_dim.next_multiple_of(8);
-    let queries_bytes = queries * padded * size_of::<f32>();
-    let pages = WARPS * 2 * (2 * PAGE_LEN * (padded + 16)) * size_of::<bf16>();
-    let weights = WARPS * PAGE_LEN * queries * size_of::<f32>();
-    let results = 2 * queries * (padded + 2) * size_of::<f32>();
-    queries_bytes + pages + weights + results
+impl Kernel {
+    /// The one for `queries` queries of each of `kv_heads` heads over `splits` splits: the larger a
+    /// tile, the more of its rows share what it reads. But a tile more than half empty wins
+    /// nothing, and tiles so large that processors have no block cost more than pages read again
+    /// by a neighbour, which come from the L2.
+    fn choose(
+        dim: usize,
+        queries: usize,
+        kv_heads: usize,
+        splits: usize,
+        multiprocessors: usize,
+    ) -> Self {
+        let channels = KERNELS.iter().map(|kernel| kernel.channels).find(|&most| dim <= most);
+        let channels = channels.unwrap_or_else(|| panic!("heads of {dim} channels"));
+        let fitting = || KERNELS.into_iter().filter(|kernel| kernel.channels == channels);
+        let suits = |kernel: &Self| {
+            let blocks = queries.div_ceil(kernel.queries) * kv_heads * splits;
+            queries > kernel.queries / 2 && blocks >= multiprocessors
+        };
+        let smallest = fitting().next_back().expect("there are kernels for all of them");
+        fitting().find(suits).unwrap_or(smallest)
+    }
+
+    /// `Memory` of kernels/attention.cu.
+    fn shared_bytes(&self) -> usize {
+        let Self { channels, queries, .. } = *self;
+        let stages = if channels <= 64 { 3 } else { 2 };
+        let pages = WARPS * stages * 2 * PAGE_LEN * channels * size_of::<bf16>();
+        // Sums, a maximum, a mass and padding.
+        let sums = (channels + 4) * size_of::<f32>();
+        let parts = WARPS * queries * sums;
+        // For each query: its pages in the warps' lists, itself, its sums, what it sees.
+        let lists = WARPS * WARP_PAGES * 4 * size_of::<u32>();
+        let query = lists + channels * size_of::<bf16>() + sums + 2 * size_of::<u32>();
+        pages.max(parts) + queries * query
+    }
 }
 
 pub fn attention<D: Device>(
@@ -48,7 +83,6 @@ pub fn attention<D: Device>(
 ) -> Result<()> {
     let heads = args.shape.heads;
     let rows: usize = args.segments.iter().map(|segment| segment.rows).sum();
-    assert!(heads.dim <= MAX_HEAD_DIM, "heads of {} channels, at most {MAX_HEAD_DIM}", heads.dim);
     assert!(args.layer < args.shape.layers && args.pool.len >= args.shape.len(), "pool");
     assert!(args.qkv.len >= rows * heads.qkv_width(), "qkv: [rows, ..]");
     assert!(args.out.len >= rows * heads.query_width(), "out: [rows, ..]");
@@ -56,17 +90,15 @@ pub fn attention<D: Device>(
     assert!(args.tables.len >= args.segments.len() * args.table_stride, "tables");
 
     let ends = args.segments.iter().map(|segment| segment.first_position + segment.rows);
-    let splits = ends.max().unwrap_or(0).div_ceil(SPLIT_PAGES * PAGE_LEN);
-    // Queries that read the same pages: a K/V head's own, and of neighbouring rows of a segment.
-    let group = heads.query / heads.kv;
-    let sharing = group * args.segments.iter().map(|segment| segment.rows).max().unwrap_or(1);
-    let tile = TILES.into_iter().find(|&tile| sharing <= tile).unwrap_or(MAX_TILE);
-    let head_tiles = group.div_ceil(tile);
+    let splits = ends.max().unwrap_or(0).div_ceil(SPLIT);
+    let queries = rows * (heads.query / heads.kv);
+    let multiprocessors = backend.device.multiprocessors();
+    let kernel = Kernel::choose(heads.dim, queries, heads.kv, splits, multiprocessors);
+    let tiles = queries.div_ceil(kernel.queries);
     // Blocks that walk over all of a row's splits keep the processors busy if there are enough.
-    let blocks = rows * heads.kv * head_tiles;
     let partial_len = rows * heads.query * splits * (heads.dim + 2);
     let split =
-        splits > 1 && blocks < 2 * backend.device.multiprocessors() && partial_len <= WORKSPACE_LEN;
+        splits > 1 && tiles * heads.kv < 2 * multiprocessors && partial_len <= WORKSPACE_LEN;
 
     let mut workspace = backend.workspace();
     let params = AttentionParams {
@@ -85,15 +117,11 @@ pub fn attention<D: Device>(
         splits: count(splits),
         scale: args.scale,
     };
-    let kernels = if split { SPLIT_KERNELS } else { KERNELS };
-    let size = [64, 128].iter().position(|&dim| heads.dim <= dim).unwrap_or(2);
-    let kernel = kernels[size][TILES.iter().position(|&t| t == tile).unwrap_or(2)];
-    let shared = shared_bytes(tile, heads.dim);
-    let grid = [rows, heads.kv * head_tiles, if split { splits } else { 1 }];
+    let grid = [tiles, heads.kv, if split { splits } else { 1 }];
     // SAFETY: the kernels' struct, shapes checked; tables and positions are the engine's to keep
     // in range, the partial results fit into the workspace.
     unsafe {
-        backend.launch(kernel, grid, THREADS, shared, &params)?;
+        backend.launch(kernel.name, grid, THREADS, kernel.shared_bytes(), &params)?;
         if split {
             let threads = count(heads.dim.next_multiple_of(32));
             backend.launch("attention_merge", [rows, heads.query, 1], threads, 0, &params)?;

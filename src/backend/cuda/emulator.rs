@@ -30,7 +30,7 @@ unsafe extern "C" {
         threads: u32,
         shared_bytes: usize,
         seed: u64,
-    );
+    ) -> u64;
     fn trimtab_emulator_alloc(bytes: usize) -> *mut c_void;
     fn trimtab_emulator_free(memory: *mut c_void, bytes: usize);
 }
@@ -40,6 +40,7 @@ pub struct Emulator {
     kernels: HashMap<&'static str, Kernel>,
     seed: u64,
     launches: AtomicU64,
+    copied_bytes: AtomicU64,
 }
 
 // SAFETY: the table's pointers are to constants.
@@ -57,7 +58,14 @@ impl Emulator {
             let name = unsafe { CStr::from_ptr(kernel.name) };
             (name.to_str().expect("kernels have ASCII names"), *kernel)
         });
-        Self { kernels: kernels.collect(), seed, launches: AtomicU64::new(0) }
+        let (launches, copied_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { kernels: kernels.collect(), seed, launches, copied_bytes }
+    }
+
+    /// Bytes that kernels have read by asynchronous copies so far, to be held against what they
+    /// should read.
+    pub fn copied_bytes(&self) -> u64 {
+        self.copied_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -107,7 +115,7 @@ impl Device for Emulator {
         assert_eq!(bytes, kernel.params_bytes, "{}'s parameters", launch.kernel);
         let seed = self.seed.wrapping_add(self.launches.fetch_add(1, Ordering::Relaxed) << 16);
         // SAFETY: the caller vouches for the parameters; their size is the struct's.
-        unsafe {
+        let copied = unsafe {
             trimtab_emulator_launch(
                 kernel.name,
                 kernel.run,
@@ -116,8 +124,9 @@ impl Device for Emulator {
                 launch.threads,
                 launch.shared_bytes,
                 seed,
-            );
-        }
+            )
+        };
+        self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
         Ok(())
     }
 }

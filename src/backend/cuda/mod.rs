@@ -68,6 +68,11 @@ impl<D: Device> CudaBackend<D> {
         Ok(Self { device, workspace })
     }
 
+    /// The device that the kernels run on.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
     fn workspace(&self) -> MutexGuard<'_, Buffer<D, f32>> {
         self.workspace.lock().unwrap_or_else(PoisonError::into_inner)
     }
