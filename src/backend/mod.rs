@@ -164,6 +164,21 @@ pub struct Advance<'a, B: Backend> {
 /// Buffers are owned by the caller. Ops assert the shapes that they are given (our own mistakes)
 /// and return an error only for what the device itself refuses. `rows` may be smaller than a
 /// buffer has room for; the rest of the buffer is left alone.
+///
+/// # Queues
+///
+/// A handle is a queue: what is asked of one handle happens in the order in which it was asked for;
+/// what is asked of two handles of a device ([`Backend::side`]) happens in any order, unless
+/// [`Backend::after`] says otherwise. There is one rule:
+///
+/// *A buffer has an owner, the one handle that writes it. Who reads another's buffer says `after`
+/// before it reads, and the owner says `after` before it writes that buffer again.*
+///
+/// Weights are owned by the handle that loads them, before any engine is built, and never written
+/// again; all else belongs to an engine's handle. Dropping a buffer waits for all queues. So queues
+/// meet in three places, all in the engine: a pair's queues begin after its weights were loaded
+/// (`Pair::new`); guidance reads a pair's logits, and a pair reads the tokens that the base model
+/// drew (both by `Engine::lend`, whose other half is `Engine::reclaim`).
 pub trait Backend: Send + Sync + Sized + 'static {
     /// Device memory holding elements of type `T`.
     type Buffer<T: Element>: Send + Sync;
@@ -182,6 +197,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
         1
     }
 
+    /// Another handle on the same device, with a queue and scratch memory of its own.
+    fn side(&self) -> Result<Self>;
+
+    /// What is asked of this handle from now on happens after all that was asked of `other`, a
+    /// handle on the same device, until now. The host does not wait.
+    fn after(&self, other: &Self) -> Result<()>;
+
     /// A zeroed buffer of `len` elements.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buffer<T>>;
 
@@ -191,7 +213,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Copies `source` to the beginning of `target`.
     fn upload<T: Element>(&self, source: &[T], target: &mut Self::Buffer<T>) -> Result<()>;
 
-    /// Copies the beginning of `source` to `target`, waiting for all ops before.
+    /// Copies the beginning of `source` to `target`, waiting for all that was asked of this handle
+    /// before.
     fn download<T: Element>(&self, source: &Self::Buffer<T>, target: &mut [T]) -> Result<()>;
 
     /// Lays out a weight matrix.

@@ -123,13 +123,13 @@ impl<B: Backend> LocalProposer<B> {
             for guidance in &self.guidance {
                 let mut pair = guidance.pair();
                 pair.next_logits()?;
-                self.engine.add_guidance(guidance.weight, &pair.tuned, &pair.untuned)?;
+                self.engine.add_guidance(guidance.weight, &mut pair)?;
             }
             let rows: Vec<SampleRow> = drafts.iter().map(|draft| sample_row(draft, step)).collect();
             self.engine.draw(&rows)?;
-            self.engine.advance(step, None)?;
+            self.engine.advance(step)?;
             for guidance in &self.guidance {
-                guidance.pair().follow(step, &self.engine)?;
+                guidance.pair().follow(step, &mut self.engine)?;
             }
         }
         self.engine.drawn(steps)

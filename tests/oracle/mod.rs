@@ -69,6 +69,14 @@ impl Backend for Oracle {
         None
     }
 
+    fn side(&self) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn after(&self, _other: &Self) -> Result<()> {
+        Ok(())
+    }
+
     fn alloc<T: Element>(&self, len: usize) -> Result<Numbers<T>> {
         Ok(Numbers::new(vec![0.0; len]))
     }

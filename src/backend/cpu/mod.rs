@@ -14,6 +14,8 @@ mod simd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 pub use buffer::{Buffer, host_free_bytes};
@@ -31,7 +33,7 @@ const WORTH_A_THREAD: usize = 1 << 15;
 /// This machine's processor.
 pub struct CpuBackend {
     isa: Isa,
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
 }
 
 /// What a matmul does with the sums of one row: adds the bias and puts them into their place.
@@ -51,7 +53,7 @@ impl CpuBackend {
             .thread_name(|index| format!("cpu-{index}"))
             .build()
             .map_err(|error| Error::flag("--threads", format!("cannot be had: {error}")))?;
-        Ok(Self { isa, pool })
+        Ok(Self { isa, pool: Arc::new(pool) })
     }
 
     /// Runs `f` on one of the backend's own threads, from which ops start at once instead of
@@ -123,6 +125,15 @@ impl Backend for CpuBackend {
 
     fn free_bytes(&self) -> Option<usize> {
         host_free_bytes()
+    }
+
+    /// The same threads: an op is done when its call returns.
+    fn side(&self) -> Result<Self> {
+        Ok(Self { isa: self.isa, pool: self.pool.clone() })
+    }
+
+    fn after(&self, _other: &Self) -> Result<()> {
+        Ok(())
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {

@@ -35,7 +35,7 @@ impl<D: Device, T: Element> Buffer<D, T> {
 impl<D: Device, T: Element> Drop for Buffer<D, T> {
     fn drop(&mut self) {
         // SAFETY: `alloc` gave this address for these bytes; ops borrow the buffer, and a device
-        // does not free memory before what was launched earlier is done with it.
+        // does not free memory before what was launched earlier, on any queue, is done with it.
         unsafe { self.device.free(self.address, self.len * size_of::<T>()) }
     }
 }

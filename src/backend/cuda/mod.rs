@@ -2,13 +2,14 @@
 //! checked here. Runs on a real GPU ([`Driver`]) or on the emulator ([`Emulator`]); what differs
 //! is behind [`Device`].
 //!
-//! All ops of a backend go to one stream, in order; only `download` waits for it.
+//! All ops of a backend go to one queue of the device, in order; only `download` waits for it.
 
 mod attention;
 mod buffer;
 mod device;
 mod driver;
 mod emulator;
+mod lazy;
 #[rustfmt::skip]
 mod params;
 mod product;
@@ -61,7 +62,7 @@ impl CudaBackend<Emulator> {
 }
 
 impl<D: Device> CudaBackend<D> {
-    /// A backend on `device`.
+    /// A backend on this queue of a device.
     pub fn new(device: D) -> Result<Self> {
         let device = Arc::new(device);
         let workspace = Mutex::new(Buffer::new(&device, WORKSPACE_LEN)?);
@@ -126,6 +127,14 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn steps_per_look(&self) -> usize {
         STEPS_PER_LOOK
+    }
+
+    fn side(&self) -> Result<Self> {
+        Self::new(self.device.side()?)
+    }
+
+    fn after(&self, other: &Self) -> Result<()> {
+        self.device.after(&other.device)
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<D, T>> {
