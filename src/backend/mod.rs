@@ -17,6 +17,9 @@ use crate::philox::Draw;
 pub use crate::tensor::PAGE_LEN;
 use crate::tensor::{Element, HostMatrix, bf16};
 
+/// The slot of a row that has ended ([`Backend::advance`]): nothing is stored for it.
+pub const NO_SLOT: u32 = u32::MAX;
+
 /// The heads of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
@@ -95,7 +98,9 @@ pub struct Segment {
 /// What [`Backend::attention`] reads and writes, for one layer and all rows of a batch.
 ///
 /// Row r of segment s at position p attends to positions `0..=p` of its own sequence, or to the
-/// last `window` of them, whose keys and values (its own included) are already in the pool.
+/// last `window` of them, whose keys and values (its own included) are already in the pool. A row
+/// that has ended ([`Backend::advance`]) is at position 0, wherever its segment would be by now, and
+/// nobody looks at its result.
 pub struct Attention<'a, B: Backend> {
     /// The layer, counted from 0.
     pub layer: usize,
@@ -145,6 +150,8 @@ pub struct Advance<'a, B: Backend> {
     pub step: usize,
     /// `[rows]` the tokens just drawn.
     pub drawn: &'a B::Buffer<u32>,
+    /// `[ends]` the tokens that end a row, perhaps none.
+    pub ends: &'a B::Buffer<u32>,
     /// `[rows, table_stride]` page ids, in order of position.
     pub tables: &'a B::Buffer<u32>,
     /// Pages per row of `tables`.
@@ -153,7 +160,7 @@ pub struct Advance<'a, B: Backend> {
     pub tokens: &'a mut B::Buffer<u32>,
     /// `[rows]`
     pub positions: &'a mut B::Buffer<u32>,
-    /// `[rows]` page · PAGE_LEN + offset
+    /// `[rows]` page · PAGE_LEN + offset, or [`NO_SLOT`]
     pub slots: &'a mut B::Buffer<u32>,
     /// `[steps, rows]`
     pub history: &'a mut B::Buffer<u32>,
@@ -192,7 +199,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn free_bytes(&self) -> Option<usize>;
 
     /// Tokens that are drawn before the host looks at them: 1 where looking costs nothing, more
-    /// where it means waiting for the device. Sequences that end in between are run on in vain.
+    /// where it means waiting for the device. Sequences that end in between stand still.
     fn steps_per_look(&self) -> usize {
         1
     }
@@ -293,7 +300,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
         qkv: &mut Self::Buffer<bf16>,
     ) -> Result<()>;
 
-    /// Writes the keys and values of `qkv` to `slots[r]` = page · PAGE_LEN + offset of one layer.
+    /// Writes the keys and values of `qkv` to `slots[r]` = page · PAGE_LEN + offset of one layer, and
+    /// nothing where that is [`NO_SLOT`].
     fn store_kv(
         &self,
         rows: usize,
@@ -374,5 +382,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Moves `rows` rows of a batch to their next tokens, so that a chunk runs without the host:
     /// `history[step, r] = tokens[r] = drawn[r]`, `positions[r] += 1`, and `slots[r]` becomes the
     /// place that row r of `tables: [rows, table_stride]` gives the new position, if it gives one.
+    ///
+    /// A row whose token is one of `ends` has ended and stands still, whatever is drawn for it later:
+    /// its token stays that one, also in the history's further steps, its position is 0 and its slot
+    /// [`NO_SLOT`].
     fn advance(&self, args: Advance<'_, Self>) -> Result<()>;
 }

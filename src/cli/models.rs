@@ -301,7 +301,8 @@ pub fn load<B: Backend>(
             let eos = base.eos();
             let template = plan.base_template.clone();
             let format = PromptFormat { tokenizer: base.tokenizer, template, chat, bos };
-            BaseProposer::Local(Box::new(LocalProposer::new(engine, format, eos, guidance)))
+            let local = LocalProposer::new(engine, format, eos, guidance)?;
+            BaseProposer::Local(Box::new(local))
         }
     };
     Ok(Ready { proposer, guide: PairGuide::new(weighted, compat) })

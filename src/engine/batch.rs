@@ -28,7 +28,7 @@ pub(super) struct Batch<B: Backend> {
     pub tokens: B::Buffer<u32>,
     /// `[rows]`
     pub positions: B::Buffer<u32>,
-    /// `[rows]` page · PAGE_LEN + offset
+    /// `[rows]` page · PAGE_LEN + offset, or `NO_SLOT`
     pub slots: B::Buffer<u32>,
     /// `[rows]`
     pub row_segments: B::Buffer<u32>,
@@ -124,12 +124,14 @@ impl<B: Backend> Batch<B> {
         backend.upload(tables, &mut self.tables)
     }
 
-    /// Moves every row, each a sequence of its own, to the token drawn for it.
+    /// Moves every row, each a sequence of its own, to the token drawn for it, or lets it stand still
+    /// if it has ended.
     pub fn advance(
         &mut self,
         backend: &B,
         step: usize,
         drawn: &B::Buffer<u32>,
+        ends: &B::Buffer<u32>,
         history: &mut B::Buffer<u32>,
     ) -> Result<()> {
         for segment in &mut self.segments {
@@ -140,6 +142,7 @@ impl<B: Backend> Batch<B> {
             rows: self.rows,
             step,
             drawn,
+            ends,
             tables: &self.tables,
             table_stride: self.table_stride,
             tokens: &mut self.tokens,

@@ -11,6 +11,13 @@ use crate::backend::{Backend, SampleRow};
 use crate::error::Result;
 
 impl<B: Backend> Engine<B> {
+    /// Rows stand still once one of these tokens was drawn for them. Part of building the engine: at
+    /// first there are none.
+    pub fn end_at(&mut self, ends: &[u32]) -> Result<()> {
+        self.ends = self.backend.alloc(ends.len())?;
+        self.backend.upload(ends, &mut self.ends)
+    }
+
     /// Lays out one row per span, each of one token and a sequence with room for `steps` tokens
     /// from there on; at most `logit_rows` spans and `steps_per_look` steps.
     pub fn begin(&mut self, spans: &[Span<'_>], steps: usize) -> Result<()> {
@@ -50,16 +57,19 @@ impl<B: Backend> Engine<B> {
 
     /// Goes on to the tokens of step `step`, which were drawn here.
     pub fn advance(&mut self, step: usize) -> Result<()> {
-        self.batch.advance(&*self.backend, step, &self.tokens, &mut self.history)
+        let Self { backend, batch, tokens, ends, history, .. } = self;
+        batch.advance(&**backend, step, tokens, ends, history)
     }
 
     /// Goes on to the tokens of step `step`, which `leader` drew for the same rows.
     pub fn follow(&mut self, step: usize, leader: &mut Engine<B>) -> Result<()> {
         leader.lend(&self.backend)?;
-        self.batch.advance(&*self.backend, step, &leader.tokens, &mut self.history)
+        let Self { backend, batch, history, .. } = self;
+        batch.advance(&**backend, step, &leader.tokens, &leader.ends, history)
     }
 
-    /// The tokens drawn in the first `steps` steps: `[steps, rows]`.
+    /// The tokens drawn in the first `steps` steps, `[steps, rows]`; after one that ends a row that
+    /// token over and over.
     pub fn drawn(&self, steps: usize) -> Result<Vec<u32>> {
         let mut tokens = vec![0; steps * self.batch.rows];
         self.backend.download(&self.history, &mut tokens)?;

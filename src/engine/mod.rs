@@ -59,6 +59,8 @@ pub struct Engine<B: Backend> {
     logits: B::Buffer<f32>,
     /// Tokens asked for, or drawn, `[rows]`.
     tokens: B::Buffer<u32>,
+    /// Tokens that end a row, `[ends]`.
+    ends: B::Buffer<u32>,
     /// Tokens drawn since the host last looked, `[steps_per_look, logit_rows]`.
     history: B::Buffer<u32>,
     /// `[rows]`
@@ -93,6 +95,7 @@ impl<B: Backend> Engine<B> {
             normed: backend.alloc(limits.rows * config.width)?,
             logits: backend.alloc(limits.logit_rows * config.vocab)?,
             tokens: backend.alloc(limits.rows)?,
+            ends: backend.alloc(0)?,
             history: backend.alloc(backend.steps_per_look() * limits.logit_rows)?,
             logprobs: backend.alloc(limits.rows)?,
             readers: Vec::new(),

@@ -52,18 +52,20 @@ pub struct LocalState {
 impl<B: Backend> LocalProposer<B> {
     /// A proposer over `engine`; `eos` are the tokens that end a response.
     pub fn new(
-        engine: Engine<B>,
+        mut engine: Engine<B>,
         format: PromptFormat,
         eos: Vec<u32>,
         guidance: Vec<Guidance<B>>,
-    ) -> Self {
+    ) -> Result<Self> {
+        engine.end_at(&eos)?;
         let pages = PagePool::new(engine.limits().pages);
-        Self { engine, pages, format, eos, guidance }
+        Ok(Self { engine, pages, format, eos, guidance })
     }
 
     /// The same with responses that only end at the token limit, for measuring speed.
-    pub fn ignoring_eos(self) -> Self {
-        Self { eos: Vec::new(), ..self }
+    pub fn ignoring_eos(mut self) -> Result<Self> {
+        self.engine.end_at(&[])?;
+        Ok(Self { eos: Vec::new(), ..self })
     }
 
     /// The base model's engine.

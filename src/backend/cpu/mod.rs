@@ -22,7 +22,7 @@ pub use buffer::{Buffer, host_free_bytes};
 pub use isa::Isa;
 pub use matrix::Matrix;
 
-use super::{Advance, Attention, Backend, Heads, PoolShape, SampleRow};
+use super::{Advance, Attention, Backend, Heads, NO_SLOT, PoolShape, SampleRow};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
 use buffer::Shared;
@@ -262,7 +262,9 @@ impl Backend for CpuBackend {
         pool: &mut Buffer<bf16>,
     ) -> Result<()> {
         for (&slot, qkv) in slots[..rows].iter().zip(qkv.chunks_exact(shape.heads.qkv_width())) {
-            rows::store_kv(layer, shape, qkv, slot as usize, pool);
+            if slot != NO_SLOT {
+                rows::store_kv(layer, shape, qkv, slot as usize, pool);
+            }
         }
         Ok(())
     }

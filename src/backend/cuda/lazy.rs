@@ -57,14 +57,14 @@ impl<T> Queues<T> {
 
     /// Does all that `queue` was asked for, and of the others what it needs and a little more.
     pub fn wait(&mut self, queue: usize, mut run: impl FnMut(T)) {
+        // Some waits step by step, some in long bursts: side by side, or one long before the other.
+        let longest = self.below(8) + 1;
         while !self.queues[queue].pending.is_empty() {
-            // Bursts of any length, so that queues run side by side as well as one long before the
-            // other.
             let chosen = match self.below(2) {
                 0 => queue,
                 _ => self.below(self.queues.len()),
             };
-            for _ in 0..1 << self.below(8) {
+            for _ in 0..1 << self.below(longest) {
                 self.step(chosen, &mut run);
             }
         }

@@ -34,6 +34,8 @@ const WORKSPACE_LEN: usize = 1 << 22;
 /// A whole chunk of usual length without waiting for the host.
 const STEPS_PER_LOOK: usize = 32;
 
+const _: () = assert!(params::NO_SLOT == super::NO_SLOT);
+
 /// Copies of one launch.
 const PAGE_COPIES: usize = params::PAGE_COPIES as usize;
 
@@ -451,7 +453,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn advance(&self, args: Advance<'_, Self>) -> Result<()> {
-        let Advance { rows, step, drawn, tables, table_stride, .. } = args;
+        let Advance { rows, step, drawn, ends, tables, table_stride, .. } = args;
         assert!(
             drawn.len >= rows && tables.len >= rows * table_stride,
             "drawn, tables: [rows, ..]"
@@ -460,6 +462,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         assert!(args.history.len >= (step + 1) * rows, "history: [steps, rows]");
         let params = AdvanceParams {
             drawn: drawn.as_ptr(),
+            ends: ends.as_ptr(),
             tables: tables.as_ptr(),
             tokens: args.tokens.as_mut_ptr(),
             positions: args.positions.as_mut_ptr(),
@@ -467,6 +470,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             history: args.history.as_mut_ptr(),
             rows: count(rows),
             step: count(step),
+            end_count: count(ends.len),
             table_stride: count(table_stride),
         };
         let blocks = rows.div_ceil(THREADS as usize);

@@ -4,6 +4,7 @@
 use crate::tensor::bf16;
 
 pub const PAGE_LEN: u32 = 16;
+pub const NO_SLOT: u32 = 4294967295;
 pub const SAMPLE_ROWS: u32 = 64;
 pub const PAGE_COPIES: u32 = 256;
 #[repr(C)]
@@ -185,6 +186,7 @@ pub struct SampleParams {
 #[derive(Copy, Clone)]
 pub struct AdvanceParams {
     pub drawn: *const ::std::os::raw::c_uint,
+    pub ends: *const ::std::os::raw::c_uint,
     pub tables: *const ::std::os::raw::c_uint,
     pub tokens: *mut ::std::os::raw::c_uint,
     pub positions: *mut ::std::os::raw::c_uint,
@@ -192,5 +194,6 @@ pub struct AdvanceParams {
     pub history: *mut ::std::os::raw::c_uint,
     pub rows: ::std::os::raw::c_uint,
     pub step: ::std::os::raw::c_uint,
+    pub end_count: ::std::os::raw::c_uint,
     pub table_stride: ::std::os::raw::c_uint,
 }
