@@ -11,11 +11,15 @@
 
 pub mod cpu;
 pub mod cuda;
+mod memory;
+
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::philox::Draw;
 pub use crate::tensor::PAGE_LEN;
 use crate::tensor::{Element, HostMatrix, bf16};
+pub use memory::{Memory, Share};
 
 /// The slot of a row that has ended ([`Backend::advance`]): nothing is stored for it.
 pub const NO_SLOT: u32 = u32::MAX;
@@ -195,8 +199,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What the device is, for people.
     fn describe(&self) -> String;
 
-    /// Bytes of memory that can still be had, where that is known.
-    fn free_bytes(&self) -> Option<usize>;
+    /// The budget that all buffers and matrices are taken from, the same for all handles on a device.
+    fn memory(&self) -> &Arc<Memory>;
 
     /// Tokens that are drawn before the host looks at them: 1 where looking costs nothing, more
     /// where it means waiting for the device. Sequences that end in between stand still.
@@ -207,11 +211,20 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Another handle on the same device, with a queue and scratch memory of its own.
     fn side(&self) -> Result<Self>;
 
+    /// Bytes that such a handle takes.
+    fn side_bytes(&self) -> usize {
+        0
+    }
+
     /// What is asked of this handle from now on happens after all that was asked of `other`, a
     /// handle on the same device, until now. The host does not wait.
     fn after(&self, other: &Self) -> Result<()>;
 
     /// A zeroed buffer of `len` elements.
+    ///
+    /// # Errors
+    /// [`DeviceBudget`](crate::error::Error::DeviceBudget) where the budget does not allow it, and
+    /// another where the device does not have it.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buffer<T>>;
 
     /// Elements in the buffer.

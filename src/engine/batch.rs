@@ -67,6 +67,11 @@ impl<B: Backend> Batch<B> {
         })
     }
 
+    /// Bytes of device memory that [`Batch::new`] takes.
+    pub fn bytes(rows: usize, pages: usize) -> usize {
+        (4 * rows + rows * pages) * size_of::<u32>()
+    }
+
     /// Lays out those rows of `spans` that lie in `window`, a range of all their rows in order;
     /// tables reach `ahead` tokens beyond each span, for which there must be room already.
     pub fn fill(

@@ -106,6 +106,25 @@ impl<B: Backend> Engine<B> {
         })
     }
 
+    /// Bytes of device memory that [`Engine::new`] takes for a model of this shape, whose weights are
+    /// taken already.
+    pub fn bytes(backend: &B, config: &Config, limits: Limits) -> usize {
+        let Limits { pages, rows, logit_rows } = limits;
+        let context = config.context.min(pages * PAGE_LEN);
+        let cos_sin = match config.position {
+            Position::Learned => 0,
+            Position::Rotary(_) => context * config.heads.dim,
+        };
+        let logits = logit_rows * config.vocab;
+        let history = backend.steps_per_look() * logit_rows;
+        let wide = cos_sin + logits + history + 2 * rows;
+        let shape = PoolShape { layers: config.layers, pages, heads: config.heads };
+        Batch::<B>::bytes(rows, context.div_ceil(PAGE_LEN))
+            + Activations::<B>::bytes(config, rows)
+            + (shape.len() + rows * config.width) * size_of::<bf16>()
+            + wide * size_of::<f32>()
+    }
+
     /// The model.
     pub fn model(&self) -> &Model<B> {
         &self.model

@@ -61,6 +61,13 @@ impl<B: Backend> Pair<B> {
         })
     }
 
+    /// Bytes of device memory that [`Pair::new`] takes for models of these shapes, whose weights are
+    /// taken already.
+    pub fn bytes(backend: &B, configs: [&Config; 2], limits: Limits) -> usize {
+        let engine = |config| backend.side_bytes() + Engine::bytes(backend, config, limits);
+        configs.into_iter().map(engine).sum()
+    }
+
     /// Positions that a sequence can have in both.
     pub fn context(&self) -> usize {
         self.tuned.context().min(self.untuned.context())

@@ -6,9 +6,10 @@
 #![allow(clippy::needless_range_loop)] // indices say what the formula says
 
 use std::marker::PhantomData;
+use std::sync::{Arc, LazyLock};
 
 use trimtab::backend::{
-    Advance, Attention, Backend, Heads, NO_SLOT, PAGE_LEN, PoolShape, SampleRow,
+    Advance, Attention, Backend, Heads, Memory, NO_SLOT, PAGE_LEN, PoolShape, SampleRow,
 };
 use trimtab::error::Result;
 use trimtab::tensor::{Element, HostMatrix, bf16};
@@ -67,8 +68,9 @@ impl Backend for Oracle {
         "oracle (f64)".into()
     }
 
-    fn free_bytes(&self) -> Option<usize> {
-        None
+    fn memory(&self) -> &Arc<Memory> {
+        static ALL: LazyLock<Arc<Memory>> = LazyLock::new(|| Memory::new(None));
+        &ALL
     }
 
     /// As many as a GPU, so that rows end in between.

@@ -1,6 +1,9 @@
 //! Weights laid out for the matmul kernels.
 
+use std::sync::Arc;
+
 use super::buffer::Buffer;
+use crate::backend::Memory;
 use crate::error::Result;
 use crate::tensor::{HostMatrix, bf16};
 
@@ -19,11 +22,11 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Packs `matrix`.
-    pub fn new(matrix: &HostMatrix<'_>) -> Result<Self> {
+    /// Packs `matrix` into memory taken from `memory`.
+    pub fn new(memory: &Arc<Memory>, matrix: &HostMatrix<'_>) -> Result<Self> {
         let (outputs, inputs) = (matrix.rows, matrix.cols);
         let pairs = inputs.div_ceil(2);
-        let mut data = Buffer::new(outputs.div_ceil(PANEL) * pairs * PANEL * 2)?;
+        let mut data = Buffer::new(memory, outputs.div_ceil(PANEL) * pairs * PANEL * 2)?;
         data.prefer_huge_pages();
         for output in 0..outputs {
             let start = (output / PANEL) * pairs * PANEL * 2 + (output % PANEL) * 2;

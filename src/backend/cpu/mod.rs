@@ -22,7 +22,7 @@ pub use buffer::{Buffer, host_free_bytes};
 pub use isa::Isa;
 pub use matrix::Matrix;
 
-use super::{Advance, Attention, Backend, Heads, NO_SLOT, PoolShape, SampleRow};
+use super::{Advance, Attention, Backend, Heads, Memory, NO_SLOT, PoolShape, SampleRow};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
 use buffer::Shared;
@@ -30,10 +30,14 @@ use buffer::Shared;
 /// Numbers below which an elementwise op stays on one thread.
 const WORTH_A_THREAD: usize = 1 << 15;
 
+/// One part in so many of the host's free memory is left to the programs that live there too.
+pub const HOST_MARGIN: usize = 4;
+
 /// This machine's processor.
 pub struct CpuBackend {
     isa: Isa,
     pool: Arc<rayon::ThreadPool>,
+    memory: Arc<Memory>,
 }
 
 /// What a matmul does with the sums of one row: adds the bias and puts them into their place.
@@ -53,7 +57,8 @@ impl CpuBackend {
             .thread_name(|index| format!("cpu-{index}"))
             .build()
             .map_err(|error| Error::flag("--threads", format!("cannot be had: {error}")))?;
-        Ok(Self { isa, pool: Arc::new(pool) })
+        let memory = Memory::of_free(host_free_bytes(), HOST_MARGIN);
+        Ok(Self { isa, pool: Arc::new(pool), memory })
     }
 
     /// Runs `f` on one of the backend's own threads, from which ops start at once instead of
@@ -123,13 +128,13 @@ impl Backend for CpuBackend {
         format!("cpu ({isa}, {threads} thread{})", if threads == 1 { "" } else { "s" })
     }
 
-    fn free_bytes(&self) -> Option<usize> {
-        host_free_bytes()
+    fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     /// The same threads: an op is done when its call returns.
     fn side(&self) -> Result<Self> {
-        Ok(Self { isa: self.isa, pool: self.pool.clone() })
+        Ok(Self { isa: self.isa, pool: self.pool.clone(), memory: self.memory.clone() })
     }
 
     fn after(&self, _other: &Self) -> Result<()> {
@@ -137,7 +142,7 @@ impl Backend for CpuBackend {
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        Buffer::new(len)
+        Buffer::new(&self.memory, len)
     }
 
     fn len<T: Element>(&self, buffer: &Buffer<T>) -> usize {
@@ -155,7 +160,7 @@ impl Backend for CpuBackend {
     }
 
     fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
-        Matrix::new(&matrix)
+        Matrix::new(&self.memory, &matrix)
     }
 
     fn embed(

@@ -2,6 +2,7 @@
 //! GPU, [`super::Emulator`] with the same kernels on the CPU.
 
 use std::ffi::c_void;
+use std::fmt::{self, Display, Formatter};
 
 use crate::error::Result;
 
@@ -21,8 +22,22 @@ pub struct Launch {
     pub shared_bytes: usize,
 }
 
+impl Display for Launch {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { kernel, grid: [x, y, z], threads, shared_bytes } = self;
+        write!(
+            f,
+            "{kernel} over {x} x {y} x {z} blocks of {threads} threads with {shared_bytes} bytes"
+        )?;
+        f.write_str(" of shared memory")
+    }
+}
+
 /// One queue of a device, with the device's memory: what is asked of a queue later happens later.
 pub trait Device: Send + Sync + Sized + 'static {
+    /// One part in so many of the free memory is not taken by default.
+    const MARGIN: usize;
+
     /// What it is, for people.
     fn describe(&self) -> String;
 

@@ -269,6 +269,9 @@ fn load(fatbin: &[u8], shared: i32) -> Result<HashMap<&'static str, sys::CUfunct
 }
 
 impl Device for Driver {
+    /// For what the driver itself takes later, and for allocations that it rounds up.
+    const MARGIN: usize = 20;
+
     fn describe(&self) -> String {
         let Gpu { capability: (major, minor), memory_bytes, name, .. } = &self.opened.gpu;
         let gib = *memory_bytes as f64 / f64::from(1 << 30);
@@ -388,6 +391,6 @@ impl Device for Driver {
                 &mut arguments,
             )
         };
-        result.map_err(refused(format!("launching {launch:?}")))
+        result.map_err(refused(format!("launching {launch}")))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::{Device, Launch};
 use super::lazy::Queues;
-use crate::backend::cpu::host_free_bytes;
+use crate::backend::cpu::{HOST_MARGIN, host_free_bytes};
 use crate::error::{Error, Result};
 
 type Run = unsafe extern "C" fn(*const c_void);
@@ -147,6 +147,8 @@ fn run(task: Task) {
 }
 
 impl Device for Emulator {
+    const MARGIN: usize = HOST_MARGIN;
+
     fn describe(&self) -> String {
         format!("emulator (seed {})", self.machine.seed)
     }

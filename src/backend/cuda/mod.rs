@@ -4,6 +4,7 @@
 //!
 //! All ops of a backend go to one queue of the device, in order; only `download` waits for it.
 
+mod advance;
 mod attention;
 mod buffer;
 mod device;
@@ -15,6 +16,7 @@ mod params;
 mod product;
 mod sample;
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Matrix};
@@ -22,8 +24,8 @@ pub use device::{Device, KERNELS, Launch};
 pub use driver::{Driver, Gpu, gpus};
 pub use emulator::Emulator;
 
-use super::{Advance, Attention, Backend, Heads, PoolShape, SampleRow};
-use crate::error::Result;
+use super::{Advance, Attention, Backend, Heads, Memory, PoolShape, SampleRow};
+use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
 use params::*;
 use product::Product;
@@ -36,6 +38,9 @@ const STEPS_PER_LOOK: usize = 32;
 
 const _: () = assert!(params::NO_SLOT == super::NO_SLOT);
 
+/// Characters of a launch's parameters in an error's message.
+const SHOWN_PARAMS: usize = 400;
+
 /// Copies of one launch.
 const PAGE_COPIES: usize = params::PAGE_COPIES as usize;
 
@@ -45,6 +50,7 @@ const THREADS: u32 = 256;
 /// A GPU, or what stands in for one.
 pub struct CudaBackend<D: Device> {
     device: Arc<D>,
+    memory: Arc<Memory>,
     /// `[WORKSPACE_LEN]`; locked while kernels that use it are launched.
     workspace: Mutex<Buffer<D, f32>>,
 }
@@ -66,9 +72,14 @@ impl CudaBackend<Emulator> {
 impl<D: Device> CudaBackend<D> {
     /// A backend on this queue of a device.
     pub fn new(device: D) -> Result<Self> {
+        let memory = Memory::of_free(device.free_bytes(), D::MARGIN);
+        Self::within(memory, device)
+    }
+
+    fn within(memory: Arc<Memory>, device: D) -> Result<Self> {
         let device = Arc::new(device);
-        let workspace = Mutex::new(Buffer::new(&device, WORKSPACE_LEN)?);
-        Ok(Self { device, workspace })
+        let workspace = Mutex::new(Buffer::new(&device, &memory, WORKSPACE_LEN)?);
+        Ok(Self { device, memory, workspace })
     }
 
     fn workspace(&self) -> MutexGuard<'_, Buffer<D, f32>> {
@@ -79,7 +90,7 @@ impl<D: Device> CudaBackend<D> {
     ///
     /// # Safety
     /// `P` must be the kernel's own struct, and its addresses valid for these shapes.
-    unsafe fn launch<P>(
+    unsafe fn launch<P: Debug>(
         &self,
         kernel: &'static str,
         grid: [usize; 3],
@@ -94,6 +105,7 @@ impl<D: Device> CudaBackend<D> {
         let launch = Launch { kernel, grid, threads, shared_bytes };
         // SAFETY: the caller vouches for it.
         unsafe { self.device.launch(&launch, (&raw const *params).cast(), size_of::<P>()) }
+            .map_err(|error| with_shapes(error, params))
     }
 
     /// Launches one block per row of `width` numbers, with memory for one sum per warp. The block's
@@ -101,7 +113,7 @@ impl<D: Device> CudaBackend<D> {
     ///
     /// # Safety
     /// As [`CudaBackend::launch`].
-    unsafe fn by_row<P>(
+    unsafe fn by_row<P: Debug>(
         &self,
         kernel: &'static str,
         rows: usize,
@@ -123,8 +135,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device.describe()
     }
 
-    fn free_bytes(&self) -> Option<usize> {
-        self.device.free_bytes()
+    fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     fn steps_per_look(&self) -> usize {
@@ -132,7 +144,11 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn side(&self) -> Result<Self> {
-        Self::new(self.device.side()?)
+        Self::within(self.memory.clone(), self.device.side()?)
+    }
+
+    fn side_bytes(&self) -> usize {
+        WORKSPACE_LEN * size_of::<f32>()
     }
 
     fn after(&self, other: &Self) -> Result<()> {
@@ -140,7 +156,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<D, T>> {
-        Buffer::new(&self.device, len)
+        Buffer::new(&self.device, &self.memory, len)
     }
 
     fn len<T: Element>(&self, buffer: &Buffer<D, T>) -> usize {
@@ -453,29 +469,18 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn advance(&self, args: Advance<'_, Self>) -> Result<()> {
-        let Advance { rows, step, drawn, ends, tables, table_stride, .. } = args;
-        assert!(
-            drawn.len >= rows && tables.len >= rows * table_stride,
-            "drawn, tables: [rows, ..]"
-        );
-        assert!(args.tokens.len.min(args.positions.len).min(args.slots.len) >= rows, "[rows] each");
-        assert!(args.history.len >= (step + 1) * rows, "history: [steps, rows]");
-        let params = AdvanceParams {
-            drawn: drawn.as_ptr(),
-            ends: ends.as_ptr(),
-            tables: tables.as_ptr(),
-            tokens: args.tokens.as_mut_ptr(),
-            positions: args.positions.as_mut_ptr(),
-            slots: args.slots.as_mut_ptr(),
-            history: args.history.as_mut_ptr(),
-            rows: count(rows),
-            step: count(step),
-            end_count: count(ends.len),
-            table_stride: count(table_stride),
-        };
-        let blocks = rows.div_ceil(THREADS as usize);
-        // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.launch("advance", [blocks, 1, 1], THREADS, 0, &params) }
+        advance::advance(self, args)
+    }
+}
+
+/// The error of a launch with what it was launched with; long lists are cut.
+fn with_shapes(error: Error, params: &impl Debug) -> Error {
+    match error {
+        Error::Cuda { what, reason } => {
+            let params: String = format!("{params:?}").chars().take(SHOWN_PARAMS).collect();
+            Error::Cuda { what: format!("{what}, {params}"), reason }
+        }
+        error => error,
     }
 }
 
