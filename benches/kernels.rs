@@ -151,12 +151,14 @@ fn heads(c: &mut Criterion) {
     let tables = indices(&cpu, vec![3; ROWS * 64]);
     let [mut next, mut slots, mut history] = [(); 3].map(|()| indices(&cpu, vec![0; ROWS]));
     let mut positions = indices(&cpu, vec![0; ROWS]);
+    let ends = indices(&cpu, vec![2]);
     group.bench_function("advance", |b| {
         b.iter(|| {
             cpu.advance(Advance {
                 rows: ROWS,
                 step: 0,
                 drawn: &tokens,
+                ends: &ends,
                 tables: &tables,
                 table_stride: 64,
                 tokens: &mut next,

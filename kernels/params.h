@@ -8,6 +8,8 @@
 
 /* Tokens whose keys and values lie in one page. */
 #define PAGE_LEN 16
+/* The slot of a row that has ended: nothing is stored for it. */
+#define NO_SLOT 0xffffffffu
 /* Rows of one launch of sample. */
 #define SAMPLE_ROWS 64
 /* Copies of one launch of copy_pages. */
@@ -105,7 +107,7 @@ typedef struct RopeParams {
 
 typedef struct StoreKvParams {
   const bf16 *qkv;       /* [rows, (query_heads + 2 kv_heads) * head_dim] */
-  const unsigned *slots; /* [rows] page * PAGE_LEN + offset */
+  const unsigned *slots; /* [rows] page * PAGE_LEN + offset, or NO_SLOT */
   bf16 *pool;
   PoolParams shape;
   unsigned layer;
@@ -177,13 +179,15 @@ typedef struct SampleParams {
 
 typedef struct AdvanceParams {
   const unsigned *drawn;  /* [rows] */
+  const unsigned *ends;   /* [end_count] */
   const unsigned *tables; /* [rows, table_stride] page ids */
   unsigned *tokens;       /* [rows] */
   unsigned *positions;    /* [rows] */
-  unsigned *slots;        /* [rows] */
+  unsigned *slots;        /* [rows] page * PAGE_LEN + offset, or NO_SLOT */
   unsigned *history;      /* [steps, rows] */
   unsigned rows;
   unsigned step;
+  unsigned end_count;
   unsigned table_stride;
 } AdvanceParams;
 

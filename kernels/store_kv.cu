@@ -1,8 +1,9 @@
-// Writes the keys and values of each row to its slot of one layer.
+// Writes the keys and values of each row to its slot of one layer, if it has one.
 // grid: rows; block: THREADS; moves 4 bytes per number.
 #include "common.cuh"
 
 extern "C" __global__ void store_kv(const StoreKvParams p) {
+  if (p.slots[blockIdx.x] == NO_SLOT) return;
   const PoolParams &shape = p.shape;
   unsigned page = p.slots[blockIdx.x] / PAGE_LEN, offset = p.slots[blockIdx.x] % PAGE_LEN;
   unsigned kv_width = shape.kv_heads * shape.head_dim;

@@ -129,7 +129,9 @@ pub enum Error {
     },
 
     /// The cache has fewer free pages than an operation needs; nothing was changed.
-    #[error("{needed} cache pages are needed but {free} are free; raise --kv-memory")]
+    #[error(
+        "{needed} cache pages are needed but {free} are free; raise --kv-memory or --device-memory"
+    )]
     OutOfPages {
         /// Pages that the operation needs.
         needed: usize,
@@ -140,7 +142,7 @@ pub enum Error {
     /// A search could never run, however long it waits.
     #[error(
         "this search needs up to {needed} cache pages but the whole cache has {capacity}; raise \
-         --kv-memory, or lower --beam-width, --successors or --max-new-tokens"
+         --kv-memory or --device-memory, or lower --beam-width, --successors or --max-new-tokens"
     )]
     TooLargeForCache {
         /// Pages that the search may hold at once.
@@ -167,9 +169,28 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// More than trimtab may take of a device's memory.
+    #[error(
+        "{bytes} bytes for {what} do not fit: {taken} of the {limit} bytes of device memory that may \
+         be taken are taken; raise --device-memory to at least {}, lower --kv-memory, or use smaller \
+         models",
+        taken.saturating_add(*bytes)
+    )]
+    DeviceBudget {
+        /// Bytes that were asked for.
+        bytes: usize,
+        /// What they are for.
+        what: &'static str,
+        /// Bytes that are taken.
+        taken: usize,
+        /// Bytes that may be taken.
+        limit: usize,
+    },
+
     /// A device has less memory than is needed.
     #[error(
-        "{place} has no {bytes} bytes of memory left{}; lower --kv-memory or use smaller models",
+        "{place} has no {bytes} bytes of memory left{}; lower --device-memory or --kv-memory, or use \
+         smaller models",
         free.map(|free| format!(" ({free} are free)")).unwrap_or_default()
     )]
     DeviceMemory {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Plants one bug after the other in a copy of the kernels and shows that the tests catch each.
+# Plants one bug after the other in a copy of the source and shows that the tests catch each.
 # Takes a build per bug. With names, only those: tools/planted_bugs.sh "wrong mask"
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,27 +13,32 @@ export NVCC="" CUDA_HOME=""
 
 wanted=("$@")
 
-# plant NAME FILE OLD NEW: the first line with OLD in it gets NEW instead.
-plant() {
-    local name=$1 file=$2 old=$3 new=$4
+# plant_in TEST NAME FILE OLD NEW: the first place with OLD in it gets NEW instead.
+plant_in() {
+    local test=$1 name=$2 file=$3 old=$4 new=$5
     if ((${#wanted[@]})) && [[ " ${wanted[*]} " != *" $name "* ]]; then return; fi
-    cp "kernels/$file" "$copy/kernels/$file"
-    OLD=$old NEW=$new perl -0pi -e 's/\Q$ENV{OLD}\E/$ENV{NEW}/' "$copy/kernels/$file"
-    if cmp -s "kernels/$file" "$copy/kernels/$file"; then
-        echo "$name: kernels/$file has no such place any more: $old"
+    cp "$file" "$copy/$file"
+    OLD=$old NEW=$new perl -0pi -e 's/\Q$ENV{OLD}\E/$ENV{NEW}/' "$copy/$file"
+    if cmp -s "$file" "$copy/$file"; then
+        echo "$name: $file has no such place any more: $old"
         exit 1
     fi
-    if (cd "$copy" && cargo test --release --locked --test kernels) >"$copy/log" 2>&1; then
+    if (cd "$copy" && cargo test --release --locked --test "$test") >"$copy/log" 2>&1; then
         echo "NOT CAUGHT  $name"
         exit 1
     fi
-    if ! grep -q "Running tests/kernels" "$copy/log"; then
+    if ! grep -q "Running tests/$test" "$copy/log"; then
         echo "$name: did not build"
         tail -n 20 "$copy/log"
         exit 1
     fi
-    echo "caught      $name: $(grep -m1 -E '^emulator:|panicked at|is .*the oracle says' "$copy/log")"
-    cp "kernels/$file" "$copy/kernels/$file"
+    echo "caught      $name: $(grep -m1 -E '^emulator:|panicked at|is .*the oracle says|SIG' "$copy/log")"
+    cp "$file" "$copy/$file"
+}
+
+# plant NAME FILE OLD NEW: the same in a kernel.
+plant() {
+    plant_in kernels "$1" "kernels/$2" "$3" "$4"
 }
 
 plant "missing barrier" common.cuh $'scratch[threadIdx.x / 32] = value;\n  __syncthreads();' 'scratch[threadIdx.x / 32] = value;'
@@ -47,3 +52,10 @@ plant "half a weight" attention.cu 'mma(part, value, low[n]);' ''
 plant "page read again" attention_tile.cuh '__match_any_sync(ALL_LANES, ids[turn])' '1u << lane'
 plant "page used too early" attention.cu 'copy_wait<Block::STAGES - 2>();' ''
 plant "index beyond a buffer" embed.cu 'i < p.width' 'i <= p.width'
+
+plant_in queues "models before their weights" src/engine/pair.rs 'queue.after(backend)?;' ''
+plant_in queues "reading before it is written" src/engine/mod.rs 'reader.after(&self.backend)' 'Ok(())'
+plant_in queues "writing before it is read" src/engine/mod.rs 'self.readers.push(reader.clone());' ''
+plant_in queues "logits overwritten" src/engine/chunk.rs $'self.reclaim()?;\n        backend.logits' 'backend.logits'
+plant_in queues "tokens overwritten by a draw" src/engine/chunk.rs $'self.reclaim()?;\n        self.backend.sample' 'self.backend.sample'
+plant_in queues "tokens overwritten by targets" src/engine/mod.rs $'self.reclaim()?;\n        let (backend, rows)' 'let (backend, rows)'

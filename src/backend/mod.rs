@@ -11,11 +11,18 @@
 
 pub mod cpu;
 pub mod cuda;
+mod memory;
+
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::philox::Draw;
 pub use crate::tensor::PAGE_LEN;
 use crate::tensor::{Element, HostMatrix, bf16};
+pub use memory::{Memory, Share};
+
+/// The slot of a row that has ended ([`Backend::advance`]): nothing is stored for it.
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// The heads of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +102,9 @@ pub struct Segment {
 /// What [`Backend::attention`] reads and writes, for one layer and all rows of a batch.
 ///
 /// Row r of segment s at position p attends to positions `0..=p` of its own sequence, or to the
-/// last `window` of them, whose keys and values (its own included) are already in the pool.
+/// last `window` of them, whose keys and values (its own included) are already in the pool. A row
+/// that has ended ([`Backend::advance`]) is at position 0, wherever its segment would be by now, and
+/// nobody looks at its result.
 pub struct Attention<'a, B: Backend> {
     /// The layer, counted from 0.
     pub layer: usize,
@@ -145,6 +154,8 @@ pub struct Advance<'a, B: Backend> {
     pub step: usize,
     /// `[rows]` the tokens just drawn.
     pub drawn: &'a B::Buffer<u32>,
+    /// `[ends]` the tokens that end a row, perhaps none.
+    pub ends: &'a B::Buffer<u32>,
     /// `[rows, table_stride]` page ids, in order of position.
     pub tables: &'a B::Buffer<u32>,
     /// Pages per row of `tables`.
@@ -153,7 +164,7 @@ pub struct Advance<'a, B: Backend> {
     pub tokens: &'a mut B::Buffer<u32>,
     /// `[rows]`
     pub positions: &'a mut B::Buffer<u32>,
-    /// `[rows]` page · PAGE_LEN + offset
+    /// `[rows]` page · PAGE_LEN + offset, or [`NO_SLOT`]
     pub slots: &'a mut B::Buffer<u32>,
     /// `[steps, rows]`
     pub history: &'a mut B::Buffer<u32>,
@@ -164,6 +175,21 @@ pub struct Advance<'a, B: Backend> {
 /// Buffers are owned by the caller. Ops assert the shapes that they are given (our own mistakes)
 /// and return an error only for what the device itself refuses. `rows` may be smaller than a
 /// buffer has room for; the rest of the buffer is left alone.
+///
+/// # Queues
+///
+/// A handle is a queue: what is asked of one handle happens in the order in which it was asked for;
+/// what is asked of two handles of a device ([`Backend::side`]) happens in any order, unless
+/// [`Backend::after`] says otherwise. There is one rule:
+///
+/// *A buffer has an owner, the one handle that writes it. Who reads another's buffer says `after`
+/// before it reads, and the owner says `after` before it writes that buffer again.*
+///
+/// Weights are owned by the handle that loads them, before any engine is built, and never written
+/// again; all else belongs to an engine's handle. Dropping a buffer waits for all queues. So queues
+/// meet in three places, all in the engine: a pair's queues begin after its weights were loaded
+/// (`Pair::new`); guidance reads a pair's logits, and a pair reads the tokens that the base model
+/// drew (both by `Engine::lend`, whose other half is `Engine::reclaim`).
 pub trait Backend: Send + Sync + Sized + 'static {
     /// Device memory holding elements of type `T`.
     type Buffer<T: Element>: Send + Sync;
@@ -173,16 +199,32 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What the device is, for people.
     fn describe(&self) -> String;
 
-    /// Bytes of memory that can still be had, where that is known.
-    fn free_bytes(&self) -> Option<usize>;
+    /// The budget that all buffers and matrices are taken from, the same for all handles on a device.
+    fn memory(&self) -> &Arc<Memory>;
 
     /// Tokens that are drawn before the host looks at them: 1 where looking costs nothing, more
-    /// where it means waiting for the device. Sequences that end in between are run on in vain.
+    /// where it means waiting for the device. Sequences that end in between stand still.
     fn steps_per_look(&self) -> usize {
         1
     }
 
+    /// Another handle on the same device, with a queue and scratch memory of its own.
+    fn side(&self) -> Result<Self>;
+
+    /// Bytes that such a handle takes.
+    fn side_bytes(&self) -> usize {
+        0
+    }
+
+    /// What is asked of this handle from now on happens after all that was asked of `other`, a
+    /// handle on the same device, until now. The host does not wait.
+    fn after(&self, other: &Self) -> Result<()>;
+
     /// A zeroed buffer of `len` elements.
+    ///
+    /// # Errors
+    /// [`DeviceBudget`](crate::error::Error::DeviceBudget) where the budget does not allow it, and
+    /// another where the device does not have it.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buffer<T>>;
 
     /// Elements in the buffer.
@@ -191,7 +233,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Copies `source` to the beginning of `target`.
     fn upload<T: Element>(&self, source: &[T], target: &mut Self::Buffer<T>) -> Result<()>;
 
-    /// Copies the beginning of `source` to `target`, waiting for all ops before.
+    /// Copies the beginning of `source` to `target`, waiting for all that was asked of this handle
+    /// before.
     fn download<T: Element>(&self, source: &Self::Buffer<T>, target: &mut [T]) -> Result<()>;
 
     /// Lays out a weight matrix.
@@ -270,7 +313,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
         qkv: &mut Self::Buffer<bf16>,
     ) -> Result<()>;
 
-    /// Writes the keys and values of `qkv` to `slots[r]` = page · PAGE_LEN + offset of one layer.
+    /// Writes the keys and values of `qkv` to `slots[r]` = page · PAGE_LEN + offset of one layer, and
+    /// nothing where that is [`NO_SLOT`].
     fn store_kv(
         &self,
         rows: usize,
@@ -351,5 +395,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Moves `rows` rows of a batch to their next tokens, so that a chunk runs without the host:
     /// `history[step, r] = tokens[r] = drawn[r]`, `positions[r] += 1`, and `slots[r]` becomes the
     /// place that row r of `tables: [rows, table_stride]` gives the new position, if it gives one.
+    ///
+    /// A row whose token is one of `ends` has ended and stands still, whatever is drawn for it later:
+    /// its token stays that one, also in the history's further steps, its position is 0 and its slot
+    /// [`NO_SLOT`].
     fn advance(&self, args: Advance<'_, Self>) -> Result<()>;
 }

@@ -10,6 +10,7 @@ use super::base::Base;
 use super::device::{DeviceArgs, Job};
 use super::input;
 use super::judge::Judge;
+use super::memory;
 use super::models::{self, BosFlag, GuideArgs, GuideTokensFlag, Plan};
 use super::tree::{self, Paint};
 use crate::backend::Backend;
@@ -119,7 +120,7 @@ fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         side_by_side(&mut scheduler, &prompts, &judge)?;
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("\n{seconds:.1} s on {}", backend.describe());
+    println!("\n{seconds:.1} s on {}", memory::describe(&**backend));
     Ok(Done::Well)
 }
 

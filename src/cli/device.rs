@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 
 use super::Done;
-use super::models::Bytes;
+use super::memory::{Bytes, readable};
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::{self, CudaBackend};
@@ -36,8 +36,12 @@ pub struct DeviceArgs {
     /// Threads of the CPU [default: all]
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Memory for keys and values of all models together, such as 800M or 4G
-    /// [default: half of what is free, or less if that is enough]
+    /// All memory of the device that may be taken, for weights, scratch memory, keys and values, such
+    /// as 800M or 40G [default: what is free, less a twentieth on a GPU and a quarter elsewhere]
+    #[arg(long, value_name = "BYTES", env = "TRIMTAB_DEVICE_MEMORY")]
+    pub device_memory: Option<Bytes>,
+    /// Of that, memory for keys and values of all models together
+    /// [default: what weights and scratch memory leave, or less if that is enough]
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<Bytes>,
 }
@@ -57,13 +61,23 @@ impl DeviceArgs {
         self.check()?;
         match self.device {
             Device::Cpu => self.on_cpu(job),
-            Device::Cuda => job.run(&Arc::new(CudaBackend::open()?)),
-            Device::Emulator => job.run(&Arc::new(CudaBackend::emulated(1)?)),
+            Device::Cuda => self.on(CudaBackend::open()?, job),
+            Device::Emulator => self.on(CudaBackend::emulated(1)?, job),
             Device::Auto => match CudaBackend::open() {
-                Ok(gpu) => job.run(&Arc::new(gpu)),
+                Ok(gpu) => self.on(gpu, job),
                 Err(_) => self.on_cpu(job),
             },
         }
+    }
+
+    /// Runs `job` within the budget.
+    fn on<B: Backend, J: Job>(&self, backend: B, job: J) -> Result<J::Output> {
+        self.limit(&backend)?;
+        job.run(&Arc::new(backend))
+    }
+
+    fn limit<B: Backend>(&self, backend: &B) -> Result<()> {
+        self.device_memory.map_or(Ok(()), |bytes| backend.memory().limit_to(bytes.0))
     }
 
     /// The processor, for what is measured on it alone.
@@ -72,7 +86,9 @@ impl DeviceArgs {
             return Err(Error::flag("--device", "must be auto or cpu here"));
         }
         self.check()?;
-        Ok(Arc::new(CpuBackend::new(self.threads)?))
+        let cpu = CpuBackend::new(self.threads)?;
+        self.limit(&cpu)?;
+        Ok(Arc::new(cpu))
     }
 
     fn check(&self) -> Result<()> {
@@ -85,13 +101,16 @@ impl DeviceArgs {
 
     fn on_cpu<J: Job + Send>(&self, job: J) -> Result<J::Output> {
         let cpu = Arc::new(CpuBackend::new(self.threads)?);
+        self.limit(&*cpu)?;
         cpu.enter(|| job.run(&cpu))
     }
 }
 
 /// `trimtab devices`: what there is to compute on, and why not more.
 pub fn list() -> Result<Done> {
-    println!("cpu       {}", CpuBackend::new(None)?.describe());
+    let cpu = CpuBackend::new(None)?;
+    println!("cpu       {}", cpu.describe());
+    println!("          {}", budget(&cpu));
     match cuda::gpus() {
         Ok(gpus) if gpus.is_empty() => println!("cuda      none: the driver knows of no GPU"),
         Ok(gpus) => {
@@ -103,12 +122,21 @@ pub fn list() -> Result<Done> {
                     gpu.ordinal, gpu.name
                 );
             }
-            if let Err(error) = CudaBackend::open() {
-                println!("          {error}");
+            match CudaBackend::open() {
+                Ok(gpu) => println!("          {}", budget(&gpu)),
+                Err(error) => println!("          {error}"),
             }
         }
         Err(error) => println!("cuda      none: {error}"),
     }
     println!("emulator  the GPU's kernels on the CPU, for the curious");
     Ok(Done::Well)
+}
+
+/// What may be taken where nobody says otherwise.
+fn budget<B: Backend>(backend: &B) -> String {
+    match backend.memory().limit() {
+        Some(limit) => format!("--device-memory {limit} by default ({})", readable(limit)),
+        None => "--device-memory without a limit: nobody knows what is free".into(),
+    }
 }

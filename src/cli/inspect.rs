@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::Done;
+use super::memory::readable;
 use super::models::Described;
 use crate::engine::config::{Activation, Norm, Position};
 use crate::error::Result;
@@ -91,14 +92,14 @@ pub fn run(args: Args) -> Result<Done> {
         ("begins with", bos),
         ("ends with", if eos.is_empty() { "none".into() } else { eos.join(", ") }),
         ("chat template", if tokenizer.chat_template().is_some() { "yes" } else { "no" }.into()),
-        ("files", bytes(checkpoint.bytes() as usize)),
+        ("files", readable(checkpoint.bytes() as usize)),
         (
             "in memory",
             format!(
                 "{} of weights in bf16, {} of keys and values per cached token ({} for a full context)",
-                bytes(config.weight_bytes()),
-                bytes(per_token),
-                bytes(per_token * config.context)
+                readable(config.weight_bytes()),
+                readable(per_token),
+                readable(per_token * config.context)
             ),
         ),
     ];
@@ -115,16 +116,4 @@ fn count(number: u64) -> String {
         1_000_000..1_000_000_000 => format!("{:.1} M", number as f64 / 1e6),
         _ => format!("{:.2} B", number as f64 / 1e9),
     }
-}
-
-/// A number of bytes for people.
-fn bytes(number: usize) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = number as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{number} B") } else { format!("{value:.1} {}", units[unit]) }
 }

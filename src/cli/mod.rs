@@ -10,6 +10,7 @@ mod device;
 mod input;
 mod inspect;
 mod judge;
+mod memory;
 mod models;
 mod output;
 mod progress;

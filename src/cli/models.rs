@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use clap::ValueEnum;
 
 use super::base::{Base, DescribedBase};
+pub use super::memory::Bytes;
+use super::memory::Needs;
 use crate::backend::Backend;
 use crate::engine::{Config, Engine, Limits, Model, Pair};
 use crate::error::{Error, Result};
@@ -125,28 +127,6 @@ impl FromStr for GuideFlag {
     }
 }
 
-/// A number of bytes with an optional K, M, G or T (powers of 1024).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bytes(pub usize);
-
-impl FromStr for Bytes {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim().trim_end_matches(['B', 'b']).trim_end_matches('i');
-        let (digits, shift) = match text.chars().last().map(|c| c.to_ascii_uppercase()) {
-            Some('K') => (&text[..text.len() - 1], 10),
-            Some('M') => (&text[..text.len() - 1], 20),
-            Some('G') => (&text[..text.len() - 1], 30),
-            Some('T') => (&text[..text.len() - 1], 40),
-            _ => (text, 0),
-        };
-        let number = digits.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
-        let number = number.ok_or("must be a number of bytes such as 800M or 4G")?;
-        Ok(Self((number * (1u64 << shift) as f64) as usize))
-    }
-}
-
 /// A model that has been described but not loaded.
 pub struct Described {
     pub folder: PathBuf,
@@ -179,10 +159,6 @@ impl Described {
         self.folder.display().to_string()
     }
 
-    fn page_bytes(&self) -> usize {
-        self.config.kv_bytes_per_token() * PAGE_LEN
-    }
-
     /// Tokens that end this model's texts.
     pub fn eos(&self) -> Vec<u32> {
         if self.config.eos.is_empty() {
@@ -208,8 +184,8 @@ impl DescribedPair {
         Ok(Self { tuned, untuned, weight: flag.weight, tokens: GuideTokens::Text })
     }
 
-    fn page_bytes(&self) -> usize {
-        self.tuned.page_bytes() + self.untuned.page_bytes()
+    fn configs(&self) -> [Config; 2] {
+        [self.tuned.config.clone(), self.untuned.config.clone()]
     }
 }
 
@@ -266,13 +242,24 @@ pub fn load<B: Backend>(
             require_same_vocabulary(base, &pair.tuned, advice)?;
         }
     }
-    let copies = if plan.guidance.is_some() { 2 } else { 1 };
-    let page_bytes = base.folder().map_or(0, Described::page_bytes)
-        + copies * pairs.iter().map(DescribedPair::page_bytes).sum::<usize>();
     let contexts = pairs.iter().flat_map(|pair| [&pair.tuned, &pair.untuned]).chain(base.folder());
     let context = contexts.map(|model| model.config.context).max().unwrap_or(0);
-    let pages = pages(&**backend, page_bytes, context, plan, kv_memory)?;
-    let limits = Limits { pages, rows: ROWS, logit_rows: LOGIT_ROWS };
+    // Text that another tokenizer reads may need more pages.
+    let search = reserved(&plan.life, context).pages(context) + context.div_ceil(PAGE_LEN);
+    let enough = plan.in_flight.saturating_mul(search);
+    let needs = Needs {
+        base: base.folder().map(|base| (base.config.clone(), base.eos().len())),
+        pairs: pairs.iter().map(DescribedPair::configs).collect(),
+        caches: if plan.guidance.is_some() { 2 } else { 1 },
+        enough,
+        logit_rows: LOGIT_ROWS,
+    };
+    let (model, pairs) = needs.load(&**backend, kv_memory, || {
+        let base = base.folder().map(|base| Model::open(&**backend, &base.folder, None));
+        let pairs = pairs.into_iter().map(|pair| LoadedPair::open(&**backend, pair));
+        Ok((base.transpose()?, pairs.collect::<Result<Vec<_>>>()?))
+    })?;
+    let limits = needs.divide(&**backend, kv_memory)?;
 
     let longest_token = base
         .folder()
@@ -281,14 +268,14 @@ pub fn load<B: Backend>(
     let weighted = pairs
         .into_iter()
         .map(|pair| {
-            let pair = load_pair(backend, pair, limits, copies, &guide_template, chat, bos)?;
+            let pair = pair.build(backend, limits, needs.caches, &guide_template, chat, bos)?;
             Ok(WeightedPair { longest_token, ..pair })
         })
         .collect::<Result<Vec<_>>>()?;
     let proposer = match base {
         DescribedBase::Server(proposer) => BaseProposer::Remote(proposer),
         DescribedBase::Folder(base) => {
-            let model = Model::open(&**backend, &base.folder, None)?;
+            let model = model.expect("a folder's model was loaded");
             let engine = Engine::new(backend.clone(), model, limits)?;
             let guidance = plan.guidance.map_or_else(Vec::new, |strength| {
                 let shifted = weighted.iter().map(|pair| Guidance {
@@ -301,7 +288,8 @@ pub fn load<B: Backend>(
             let eos = base.eos();
             let template = plan.base_template.clone();
             let format = PromptFormat { tokenizer: base.tokenizer, template, chat, bos };
-            BaseProposer::Local(Box::new(LocalProposer::new(engine, format, eos, guidance)))
+            let local = LocalProposer::new(engine, format, eos, guidance)?;
+            BaseProposer::Local(Box::new(local))
         }
     };
     Ok(Ready { proposer, guide: PairGuide::new(weighted, compat) })
@@ -321,41 +309,64 @@ pub fn load_guide<B: Backend>(
     };
     let tokenizer = first.tuned.tokenizer.clone();
     pairs.iter_mut().for_each(|pair| pair.tokens = tokens);
-    let page_bytes = pairs.iter().map(DescribedPair::page_bytes).sum::<usize>();
     let context = pairs.iter().map(|pair| pair.tuned.config.context).max().unwrap_or(0);
-    let wanted = 64 * context.div_ceil(PAGE_LEN);
-    let limits = Limits {
-        pages: wanted.min(budget(&**backend, kv_memory) / page_bytes).max(1),
-        rows: ROWS,
+    let needs = Needs {
+        base: None,
+        pairs: pairs.iter().map(DescribedPair::configs).collect(),
+        caches: 1,
+        enough: 64 * context.div_ceil(PAGE_LEN),
         logit_rows: 1,
     };
+    let pairs = needs.load(&**backend, kv_memory, || {
+        let pairs = pairs.into_iter().map(|pair| LoadedPair::open(&**backend, pair));
+        pairs.collect::<Result<Vec<_>>>()
+    })?;
+    let limits = needs.divide(&**backend, kv_memory)?;
     let template = guide.template()?;
     let weighted = pairs
         .into_iter()
-        .map(|pair| load_pair(backend, pair, limits, 1, &template, guide.chat, guide.bos()))
+        .map(|pair| pair.build(backend, limits, 1, &template, guide.chat, guide.bos()))
         .collect::<Result<Vec<_>>>()?;
     Ok((PairGuide::new(weighted, None), tokenizer))
 }
 
-fn load_pair<B: Backend>(
-    backend: &Arc<B>,
-    pair: DescribedPair,
-    limits: Limits,
-    copies: usize,
-    template: &Template,
-    chat: bool,
-    bos: Bos,
-) -> Result<WeightedPair<B>> {
-    let DescribedPair { tuned, untuned, weight, tokens } = pair;
-    let proposal_pages = (copies - 1) * limits.pages;
-    let limits = Limits { pages: copies * limits.pages, ..limits };
-    let eos = tuned.tokenizer.eos().or(tuned.eos().first().copied());
-    let pair = Pair::open(backend, &tuned.folder, &untuned.folder, limits, proposal_pages)?;
-    let format = PromptFormat { tokenizer: tuned.tokenizer, template: template.clone(), chat, bos };
-    // The guide's own, where responses are given whole.
-    let longest_token = format.tokenizer.longest_token();
-    let pair = Arc::new(Mutex::new(pair));
-    Ok(WeightedPair { pair, weight, format, tokens, eos, longest_token })
+/// A pair whose weights are there.
+struct LoadedPair<B: Backend> {
+    described: DescribedPair,
+    tuned: Model<B>,
+    untuned: Model<B>,
+}
+
+impl<B: Backend> LoadedPair<B> {
+    /// Loads both; matrices that are equal in both are stored once.
+    fn open(backend: &B, described: DescribedPair) -> Result<Self> {
+        let tuned = Model::open(backend, &described.tuned.folder, None)?;
+        let untuned = Model::open(backend, &described.untuned.folder, Some(&tuned))?;
+        Ok(Self { described, tuned, untuned })
+    }
+
+    /// The pair with `caches` caches as `limits` has them, all but the first for proposing.
+    fn build(
+        self,
+        backend: &Arc<B>,
+        limits: Limits,
+        caches: usize,
+        template: &Template,
+        chat: bool,
+        bos: Bos,
+    ) -> Result<WeightedPair<B>> {
+        let DescribedPair { tuned, weight, tokens, .. } = self.described;
+        let proposal_pages = (caches - 1) * limits.pages;
+        let limits = Limits { pages: caches * limits.pages, ..limits };
+        let eos = tuned.tokenizer.eos().or(tuned.eos().first().copied());
+        let pair = Pair::new(backend, self.tuned, self.untuned, limits, proposal_pages)?;
+        let template = template.clone();
+        let format = PromptFormat { tokenizer: tuned.tokenizer, template, chat, bos };
+        // The guide's own, where responses are given whole.
+        let longest_token = format.tokenizer.longest_token();
+        let pair = Arc::new(Mutex::new(pair));
+        Ok(WeightedPair { pair, weight, format, tokens, eos, longest_token })
+    }
 }
 
 /// How the base model's responses become this pair's tokens.
@@ -387,30 +398,4 @@ fn guide_tokens(
         (GuideTokensFlag::Ids, Ok(())) => Ok(GuideTokens::Ids),
         _ => Ok(GuideTokens::Text),
     }
-}
-
-/// Pages for each model: enough for all searches in flight, if the memory is there.
-fn pages<B: Backend>(
-    backend: &B,
-    page_bytes: usize,
-    context: usize,
-    plan: &Plan,
-    kv_memory: Option<Bytes>,
-) -> Result<usize> {
-    // Text that another tokenizer reads may need more pages.
-    let search = reserved(&plan.life, context).pages(context) + context.div_ceil(PAGE_LEN);
-    let enough = plan.in_flight.saturating_mul(search);
-    // Without a guide a base model elsewhere needs none.
-    let affordable = budget(backend, kv_memory) / page_bytes.max(1);
-    if affordable == 0 {
-        let reason = format!("must be at least {page_bytes} bytes, one page of all models");
-        return Err(Error::flag("--kv-memory", reason));
-    }
-    Ok(enough.min(affordable).min(1 << 30))
-}
-
-/// Bytes for keys and values: what the user said, or half of what is free.
-fn budget<B: Backend>(backend: &B, kv_memory: Option<Bytes>) -> usize {
-    let half = || backend.free_bytes().map_or(1 << 30, |bytes| bytes / 2);
-    kv_memory.map_or_else(half, |bytes| bytes.0)
 }

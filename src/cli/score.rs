@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Done;
 use super::device::{DeviceArgs, Job};
 use super::input::{self, Item};
+use super::memory;
 use super::models::{self, GuideArgs};
 use super::output::json_line;
 use super::progress::Progress;
@@ -118,7 +119,7 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
             written.map_err(Error::io("write to", "stdout"))?;
         }
     }
-    progress.finish(&backend.describe());
+    progress.finish(&memory::describe(&**backend));
     Ok(done)
 }
 

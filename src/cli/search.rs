@@ -9,6 +9,7 @@ use super::Done;
 use super::base::BaseArgs;
 use super::device::{DeviceArgs, Job};
 use super::input::{self, Item, PromptItem, Shard};
+use super::memory;
 use super::models::{self, GuideArgs};
 use super::output::{Answer, Failure, Sink, Target, json_line, trace_lines};
 use super::progress::Progress;
@@ -189,6 +190,6 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
             sink.push(index, answer, trace)?;
         }
     }
-    progress.finish(&backend.describe());
+    progress.finish(&memory::describe(&**backend));
     Ok(done)
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::Done;
 use super::base::BaseArgs;
 use super::device::{DeviceArgs, Job};
-use super::models::{self, Bytes, GuideArgs, Plan};
+use super::memory::{self, Bytes};
+use super::models::{self, GuideArgs, Plan};
 use super::settings::SearchArgs;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -150,7 +151,7 @@ impl BackendArgs {
         };
         let ready = models::load(backend, &plan, &self.guide, self.device.kv_memory)?;
         let scheduler = Scheduler::new(ready.proposer, ready.guide, self.concurrency);
-        server.run(scheduler, || eprintln!("trimtab: ready on {}", backend.describe()));
+        server.run(scheduler, || eprintln!("trimtab: ready on {}", memory::describe(&**backend)));
         Ok(Done::Well)
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Batch<B: Backend> {
     pub tokens: B::Buffer<u32>,
     /// `[rows]`
     pub positions: B::Buffer<u32>,
-    /// `[rows]` page · PAGE_LEN + offset
+    /// `[rows]` page · PAGE_LEN + offset, or `NO_SLOT`
     pub slots: B::Buffer<u32>,
     /// `[rows]`
     pub row_segments: B::Buffer<u32>,
@@ -65,6 +65,11 @@ impl<B: Backend> Batch<B> {
             segments: Vec::new(),
             host: Host::default(),
         })
+    }
+
+    /// Bytes of device memory that [`Batch::new`] takes.
+    pub fn bytes(rows: usize, pages: usize) -> usize {
+        (4 * rows + rows * pages) * size_of::<u32>()
     }
 
     /// Lays out those rows of `spans` that lie in `window`, a range of all their rows in order;
@@ -124,12 +129,14 @@ impl<B: Backend> Batch<B> {
         backend.upload(tables, &mut self.tables)
     }
 
-    /// Moves every row, each a sequence of its own, to the token drawn for it.
+    /// Moves every row, each a sequence of its own, to the token drawn for it, or lets it stand still
+    /// if it has ended.
     pub fn advance(
         &mut self,
         backend: &B,
         step: usize,
         drawn: &B::Buffer<u32>,
+        ends: &B::Buffer<u32>,
         history: &mut B::Buffer<u32>,
     ) -> Result<()> {
         for segment in &mut self.segments {
@@ -140,6 +147,7 @@ impl<B: Backend> Batch<B> {
             rows: self.rows,
             step,
             drawn,
+            ends,
             tables: &self.tables,
             table_stride: self.table_stride,
             tokens: &mut self.tokens,

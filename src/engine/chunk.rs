@@ -3,13 +3,21 @@
 //! [`Engine::begin`], then for each step [`Engine::next_logits`], [`Engine::draw`] and
 //! [`Engine::advance`], then [`Engine::drawn`]. A pair that shifts the logits (emulated
 //! fine-tuning) begins the same rows, gives its logits to [`Engine::add_guidance`] and follows the
-//! tokens that the base model drew.
+//! tokens that the base model drew ([`Engine::follow`]). Each model has a queue of its own; they
+//! meet in these two.
 
-use super::{Engine, Span};
+use super::{Engine, Pair, Span};
 use crate::backend::{Backend, SampleRow};
 use crate::error::Result;
 
 impl<B: Backend> Engine<B> {
+    /// Rows stand still once one of these tokens was drawn for them. Part of building the engine: at
+    /// first there are none.
+    pub fn end_at(&mut self, ends: &[u32]) -> Result<()> {
+        self.ends = self.backend.alloc(ends.len())?;
+        self.backend.upload(ends, &mut self.ends)
+    }
+
     /// Lays out one row per span, each of one token and a sequence with room for `steps` tokens
     /// from there on; at most `logit_rows` spans and `steps_per_look` steps.
     pub fn begin(&mut self, spans: &[Span<'_>], steps: usize) -> Result<()> {
@@ -25,17 +33,16 @@ impl<B: Backend> Engine<B> {
         self.rows_run += rows as u64;
         self.model.forward(&*backend, &self.batch, &mut self.pool, &mut self.activations)?;
         self.model.final_norm(&*backend, rows, &self.activations.x, &mut self.normed)?;
+        self.reclaim()?;
         backend.logits(rows, &self.normed, &self.model.head, &mut self.logits)
     }
 
     /// Adds `weight · (log softmax(tuned) − log softmax(untuned))` to the logits, from those that
-    /// the pair's engines computed for the same rows.
-    pub fn add_guidance(
-        &mut self,
-        weight: f32,
-        tuned: &Engine<B>,
-        untuned: &Engine<B>,
-    ) -> Result<()> {
+    /// `pair` computed for the same rows.
+    pub fn add_guidance(&mut self, weight: f32, pair: &mut Pair<B>) -> Result<()> {
+        let Pair { tuned, untuned, .. } = pair;
+        tuned.lend(&self.backend)?;
+        untuned.lend(&self.backend)?;
         let (rows, vocab) = (self.batch.rows, self.model.config.vocab);
         let logits = &mut self.logits;
         self.backend.add_guidance(rows, vocab, weight, &tuned.logits, &untuned.logits, logits)
@@ -44,16 +51,25 @@ impl<B: Backend> Engine<B> {
     /// Draws each row's next token from its logits.
     pub fn draw(&mut self, rows: &[SampleRow]) -> Result<()> {
         assert_eq!(rows.len(), self.batch.rows, "one draw per row");
+        self.reclaim()?;
         self.backend.sample(rows, self.model.config.vocab, &self.logits, &mut self.tokens)
     }
 
-    /// Goes on to the tokens of step `step`: those drawn here, or by `leader` for the same rows.
-    pub fn advance(&mut self, step: usize, leader: Option<&Engine<B>>) -> Result<()> {
-        let drawn = leader.map_or(&self.tokens, |leader| &leader.tokens);
-        self.batch.advance(&*self.backend, step, drawn, &mut self.history)
+    /// Goes on to the tokens of step `step`, which were drawn here.
+    pub fn advance(&mut self, step: usize) -> Result<()> {
+        let Self { backend, batch, tokens, ends, history, .. } = self;
+        batch.advance(&**backend, step, tokens, ends, history)
     }
 
-    /// The tokens drawn in the first `steps` steps: `[steps, rows]`.
+    /// Goes on to the tokens of step `step`, which `leader` drew for the same rows.
+    pub fn follow(&mut self, step: usize, leader: &mut Engine<B>) -> Result<()> {
+        leader.lend(&self.backend)?;
+        let Self { backend, batch, history, .. } = self;
+        batch.advance(&**backend, step, &leader.tokens, &leader.ends, history)
+    }
+
+    /// The tokens drawn in the first `steps` steps, `[steps, rows]`; after one that ends a row that
+    /// token over and over.
     pub fn drawn(&self, steps: usize) -> Result<Vec<u32>> {
         let mut tokens = vec![0; steps * self.batch.rows];
         self.backend.download(&self.history, &mut tokens)?;

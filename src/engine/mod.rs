@@ -59,10 +59,14 @@ pub struct Engine<B: Backend> {
     logits: B::Buffer<f32>,
     /// Tokens asked for, or drawn, `[rows]`.
     tokens: B::Buffer<u32>,
+    /// Tokens that end a row, `[ends]`.
+    ends: B::Buffer<u32>,
     /// Tokens drawn since the host last looked, `[steps_per_look, logit_rows]`.
     history: B::Buffer<u32>,
     /// `[rows]`
     logprobs: B::Buffer<f32>,
+    /// Queues that may still have to read `tokens` or `logits`.
+    readers: Vec<Arc<B>>,
     /// Rows run since the engine was built.
     rows_run: u64,
 }
@@ -91,13 +95,34 @@ impl<B: Backend> Engine<B> {
             normed: backend.alloc(limits.rows * config.width)?,
             logits: backend.alloc(limits.logit_rows * config.vocab)?,
             tokens: backend.alloc(limits.rows)?,
+            ends: backend.alloc(0)?,
             history: backend.alloc(backend.steps_per_look() * limits.logit_rows)?,
             logprobs: backend.alloc(limits.rows)?,
+            readers: Vec::new(),
             rows_run: 0,
             backend,
             model,
             limits,
         })
+    }
+
+    /// Bytes of device memory that [`Engine::new`] takes for a model of this shape, whose weights are
+    /// taken already.
+    pub fn bytes(backend: &B, config: &Config, limits: Limits) -> usize {
+        let Limits { pages, rows, logit_rows } = limits;
+        let context = config.context.min(pages * PAGE_LEN);
+        let cos_sin = match config.position {
+            Position::Learned => 0,
+            Position::Rotary(_) => context * config.heads.dim,
+        };
+        let logits = logit_rows * config.vocab;
+        let history = backend.steps_per_look() * logit_rows;
+        let wide = cos_sin + logits + history + 2 * rows;
+        let shape = PoolShape { layers: config.layers, pages, heads: config.heads };
+        Batch::<B>::bytes(rows, context.div_ceil(PAGE_LEN))
+            + Activations::<B>::bytes(config, rows)
+            + (shape.len() + rows * config.width) * size_of::<bf16>()
+            + wide * size_of::<f32>()
     }
 
     /// The model.
@@ -141,51 +166,60 @@ impl<B: Backend> Engine<B> {
 
     /// Runs the spans for their keys and values alone.
     pub fn prefill(&mut self, spans: &[Span<'_>]) -> Result<()> {
-        self.run(spans, |_, _| Ok(()))
+        self.windows(spans).try_for_each(|window| self.run(spans, window))
     }
 
     /// For each row of the spans, in order, log p(target | all tokens up to and with that row).
     /// `targets` has one token per row.
     pub fn logprobs(&mut self, spans: &[Span<'_>], targets: &[u32]) -> Result<Vec<f32>> {
         let mut out = vec![0.0; targets.len()];
-        self.run(spans, |engine, window| {
-            let rows = window.len();
-            let backend = engine.backend.clone();
-            engine.model.final_norm(&*backend, rows, &engine.activations.x, &mut engine.normed)?;
-            backend.upload(&targets[window.clone()], &mut engine.tokens)?;
-            backend.logprobs(
-                rows,
-                &engine.normed,
-                &engine.model.head,
-                &engine.tokens,
-                &mut engine.logprobs,
-            )?;
-            backend.download(&engine.logprobs, &mut out[window])
-        })?;
+        for window in self.windows(spans) {
+            self.score(spans, targets, window.clone())?;
+            self.read_scores(&mut out[window])?;
+        }
         Ok(out)
     }
 
-    /// Runs all rows of `spans`, at most `limits.rows` at a time, and shows `read` each window
-    /// of them while its activations are there.
-    fn run(
-        &mut self,
-        spans: &[Span<'_>],
-        mut read: impl FnMut(&mut Self, Range<usize>) -> Result<()>,
-    ) -> Result<()> {
+    /// All rows of `spans`, in order, as many at a time as run together.
+    fn windows(&self, spans: &[Span<'_>]) -> impl Iterator<Item = Range<usize>> + use<B> {
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
-        for first in (0..rows).step_by(self.limits.rows) {
-            let window = first..rows.min(first + self.limits.rows);
-            self.batch.fill(&*self.backend, spans, window.clone(), 0)?;
-            self.rows_run += window.len() as u64;
-            self.model.forward(
-                &*self.backend,
-                &self.batch,
-                &mut self.pool,
-                &mut self.activations,
-            )?;
-            read(self, window)?;
-        }
-        Ok(())
+        let most = self.limits.rows;
+        (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
+    }
+
+    /// Runs those rows of `spans` that lie in `window`.
+    fn run(&mut self, spans: &[Span<'_>], window: Range<usize>) -> Result<()> {
+        self.rows_run += window.len() as u64;
+        self.batch.fill(&*self.backend, spans, window, 0)?;
+        self.model.forward(&*self.backend, &self.batch, &mut self.pool, &mut self.activations)
+    }
+
+    /// Starts [`Engine::logprobs`] of one window, for [`Engine::read_scores`] to wait for.
+    fn score(&mut self, spans: &[Span<'_>], targets: &[u32], window: Range<usize>) -> Result<()> {
+        self.run(spans, window.clone())?;
+        self.reclaim()?;
+        let (backend, rows) = (&*self.backend, window.len());
+        self.model.final_norm(backend, rows, &self.activations.x, &mut self.normed)?;
+        backend.upload(&targets[window], &mut self.tokens)?;
+        let (head, logprobs) = (&self.model.head, &mut self.logprobs);
+        backend.logprobs(rows, &self.normed, head, &self.tokens, logprobs)
+    }
+
+    /// The log-probabilities of the window last scored, `[window.len()]`.
+    fn read_scores(&self, out: &mut [f32]) -> Result<()> {
+        self.backend.download(&self.logprobs, out)
+    }
+
+    /// Lets another engine's queue read `tokens` and `logits` as they will be once all that was asked
+    /// of this engine is done. They are not written again before they were read.
+    fn lend(&mut self, reader: &Arc<B>) -> Result<()> {
+        self.readers.push(reader.clone());
+        reader.after(&self.backend)
+    }
+
+    /// Waits, on the device, for those who read `tokens` or `logits`, which are to be written.
+    fn reclaim(&mut self) -> Result<()> {
+        self.readers.drain(..).try_for_each(|reader| self.backend.after(&reader))
     }
 }
 

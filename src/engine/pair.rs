@@ -1,4 +1,5 @@
-//! The two small models of a guide, walking together.
+//! The two small models of a guide, walking together: on a GPU side by side, each on a queue of its
+//! own.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ impl<B: Backend> Pair<B> {
         Self::new(backend, tuned_model, untuned_model, limits, proposal_pages)
     }
 
-    /// A pair of loaded models, which must have the same vocabulary; see [`Pair::open`].
+    /// A pair of models loaded by `backend`, which must have the same vocabulary; see [`Pair::open`].
     pub fn new(
         backend: &Arc<B>,
         tuned: Model<B>,
@@ -44,14 +45,27 @@ impl<B: Backend> Pair<B> {
         limits: Limits,
         proposal_pages: usize,
     ) -> Result<Self> {
+        let engine = |model| {
+            let queue = backend.side()?;
+            // The weights, some of which are in both models.
+            queue.after(backend)?;
+            Engine::new(Arc::new(queue), model, limits)
+        };
         Ok(Self {
-            tuned: Engine::new(backend.clone(), tuned, limits)?,
-            untuned: Engine::new(backend.clone(), untuned, limits)?,
+            tuned: engine(tuned)?,
+            untuned: engine(untuned)?,
             pages: PagePool::over(0..page_id(limits.pages - proposal_pages)),
             proposal_pages: PagePool::over(
                 page_id(limits.pages - proposal_pages)..page_id(limits.pages),
             ),
         })
+    }
+
+    /// Bytes of device memory that [`Pair::new`] takes for models of these shapes, whose weights are
+    /// taken already.
+    pub fn bytes(backend: &B, configs: [&Config; 2], limits: Limits) -> usize {
+        let engine = |config| backend.side_bytes() + Engine::bytes(backend, config, limits);
+        configs.into_iter().map(engine).sum()
     }
 
     /// Positions that a sequence can have in both.
@@ -73,7 +87,17 @@ impl<B: Backend> Pair<B> {
 
     /// [`Engine::logprobs`] of both: tuned, untuned.
     pub fn logprobs(&mut self, spans: &[Span<'_>], targets: &[u32]) -> Result<[Vec<f32>; 2]> {
-        Ok([self.tuned.logprobs(spans, targets)?, self.untuned.logprobs(spans, targets)?])
+        let mut out = [vec![0.0; targets.len()], vec![0.0; targets.len()]];
+        for window in self.tuned.windows(spans) {
+            for engine in [&mut self.tuned, &mut self.untuned] {
+                engine.score(spans, targets, window.clone())?;
+            }
+            // Both are at work while the host waits for the first.
+            for (engine, out) in [&self.tuned, &self.untuned].into_iter().zip(&mut out) {
+                engine.read_scores(&mut out[window.clone()])?;
+            }
+        }
+        Ok(out)
     }
 
     /// [`Engine::begin`] of both.
@@ -88,10 +112,10 @@ impl<B: Backend> Pair<B> {
         self.untuned.next_logits()
     }
 
-    /// [`Engine::advance`] of both, to what `leader` drew.
-    pub fn follow(&mut self, step: usize, leader: &Engine<B>) -> Result<()> {
-        self.tuned.advance(step, Some(leader))?;
-        self.untuned.advance(step, Some(leader))
+    /// [`Engine::follow`] of both.
+    pub fn follow(&mut self, step: usize, leader: &mut Engine<B>) -> Result<()> {
+        self.tuned.follow(step, leader)?;
+        self.untuned.follow(step, leader)
     }
 }
 

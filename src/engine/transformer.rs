@@ -25,11 +25,24 @@ pub(super) struct Activations<B: Backend> {
 }
 
 impl<B: Backend> Activations<B> {
-    pub fn new(backend: &B, config: &Config, rows: usize) -> Result<Self> {
-        let (up, gated) = match config.activation {
+    /// Channels of `up` and `gated`.
+    fn widths(config: &Config) -> (usize, usize) {
+        match config.activation {
             Activation::Gelu => (config.feed_forward, 0),
             Activation::SiluGate => (2 * config.feed_forward, config.feed_forward),
-        };
+        }
+    }
+
+    /// Bytes of device memory that [`Activations::new`] takes.
+    pub fn bytes(config: &Config, rows: usize) -> usize {
+        let (up, gated) = Self::widths(config);
+        let heads = config.heads;
+        let narrow = config.width + heads.qkv_width() + heads.query_width() + up + gated;
+        rows * (config.width * size_of::<f32>() + narrow * size_of::<bf16>())
+    }
+
+    pub fn new(backend: &B, config: &Config, rows: usize) -> Result<Self> {
+        let (up, gated) = Self::widths(config);
         Ok(Self {
             x: backend.alloc(rows * config.width)?,
             normed: backend.alloc(rows * config.width)?,

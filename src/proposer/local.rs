@@ -52,18 +52,20 @@ pub struct LocalState {
 impl<B: Backend> LocalProposer<B> {
     /// A proposer over `engine`; `eos` are the tokens that end a response.
     pub fn new(
-        engine: Engine<B>,
+        mut engine: Engine<B>,
         format: PromptFormat,
         eos: Vec<u32>,
         guidance: Vec<Guidance<B>>,
-    ) -> Self {
+    ) -> Result<Self> {
+        engine.end_at(&eos)?;
         let pages = PagePool::new(engine.limits().pages);
-        Self { engine, pages, format, eos, guidance }
+        Ok(Self { engine, pages, format, eos, guidance })
     }
 
     /// The same with responses that only end at the token limit, for measuring speed.
-    pub fn ignoring_eos(self) -> Self {
-        Self { eos: Vec::new(), ..self }
+    pub fn ignoring_eos(mut self) -> Result<Self> {
+        self.engine.end_at(&[])?;
+        Ok(Self { eos: Vec::new(), ..self })
     }
 
     /// The base model's engine.
@@ -123,13 +125,13 @@ impl<B: Backend> LocalProposer<B> {
             for guidance in &self.guidance {
                 let mut pair = guidance.pair();
                 pair.next_logits()?;
-                self.engine.add_guidance(guidance.weight, &pair.tuned, &pair.untuned)?;
+                self.engine.add_guidance(guidance.weight, &mut pair)?;
             }
             let rows: Vec<SampleRow> = drafts.iter().map(|draft| sample_row(draft, step)).collect();
             self.engine.draw(&rows)?;
-            self.engine.advance(step, None)?;
+            self.engine.advance(step)?;
             for guidance in &self.guidance {
-                guidance.pair().follow(step, &self.engine)?;
+                guidance.pair().follow(step, &mut self.engine)?;
             }
         }
         self.engine.drawn(steps)

@@ -5,6 +5,7 @@
 mod bad_input;
 mod bench;
 mod devices;
+mod memory;
 mod resume;
 mod score;
 mod search;

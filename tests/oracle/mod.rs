@@ -6,8 +6,11 @@
 #![allow(clippy::needless_range_loop)] // indices say what the formula says
 
 use std::marker::PhantomData;
+use std::sync::{Arc, LazyLock};
 
-use trimtab::backend::{Advance, Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow};
+use trimtab::backend::{
+    Advance, Attention, Backend, Heads, Memory, NO_SLOT, PAGE_LEN, PoolShape, SampleRow,
+};
 use trimtab::error::Result;
 use trimtab::tensor::{Element, HostMatrix, bf16};
 
@@ -65,8 +68,22 @@ impl Backend for Oracle {
         "oracle (f64)".into()
     }
 
-    fn free_bytes(&self) -> Option<usize> {
-        None
+    fn memory(&self) -> &Arc<Memory> {
+        static ALL: LazyLock<Arc<Memory>> = LazyLock::new(|| Memory::new(None));
+        &ALL
+    }
+
+    /// As many as a GPU, so that rows end in between.
+    fn steps_per_look(&self) -> usize {
+        32
+    }
+
+    fn side(&self) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn after(&self, _other: &Self) -> Result<()> {
+        Ok(())
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Numbers<T>> {
@@ -237,6 +254,9 @@ impl Backend for Oracle {
     ) -> Result<()> {
         let Heads { query, kv, dim } = shape.heads;
         for row in 0..rows {
+            if slots.index(row) == NO_SLOT as usize {
+                continue;
+            }
             let (page, offset) = (slots.index(row) / PAGE_LEN, slots.index(row) % PAGE_LEN);
             for head in 0..kv {
                 for which in 0..2 {
@@ -399,9 +419,16 @@ impl Backend for Oracle {
 
     fn advance(&self, args: Advance<'_, Self>) -> Result<()> {
         for row in 0..args.rows {
+            let ended = args.slots.index(row) == NO_SLOT as usize;
+            let token = if ended { args.tokens.values[row] } else { args.drawn.values[row] };
+            args.history.values[args.step * args.rows + row] = token;
+            args.tokens.values[row] = token;
+            if ended || args.ends.values.contains(&token) {
+                args.positions.values[row] = 0.0;
+                args.slots.values[row] = f64::from(NO_SLOT);
+                continue;
+            }
             let position = args.positions.index(row) + 1;
-            args.history.values[args.step * args.rows + row] = args.drawn.values[row];
-            args.tokens.values[row] = args.drawn.values[row];
             args.positions.values[row] = position as f64;
             let page = position / PAGE_LEN;
             if page < args.table_stride {

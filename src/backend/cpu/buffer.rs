@@ -2,9 +2,11 @@
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use memmap2::MmapMut;
 
+use crate::backend::{Memory, Share};
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 
@@ -15,18 +17,21 @@ pub struct Buffer<T: Element> {
     map: MmapMut,
     len: usize,
     element: PhantomData<T>,
+    _share: Share,
 }
 
 impl<T: Element> Buffer<T> {
-    /// `len` zeros.
+    /// `len` zeros, taken from `memory`.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the system refuses them.
-    pub fn new(len: usize) -> Result<Self> {
+    /// [`Error::DeviceBudget`] when they are beyond the budget, [`Error::OutOfMemory`] when the system
+    /// refuses them.
+    pub fn new(memory: &Arc<Memory>, len: usize) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits in memory");
+        let share = memory.take(bytes)?;
         let map =
             MmapMut::map_anon(bytes).map_err(|source| Error::OutOfMemory { bytes, source })?;
-        Ok(Self { map, len, element: PhantomData })
+        Ok(Self { map, len, element: PhantomData, _share: share })
     }
 
     /// Asks for large pages, which spare address translations: for what is written once as a
@@ -99,7 +104,8 @@ mod tests {
     /// Goal: a cache that no machine can hold is an error that names its size.
     #[test]
     fn a_buffer_beyond_all_memory_is_an_error() {
-        let error = Buffer::<u32>::new(1 << 58).err().expect("nobody has an exbibyte");
+        let error =
+            Buffer::<u32>::new(&Memory::new(None), 1 << 58).err().expect("nobody has an exbibyte");
         assert!(error.to_string().contains("1152921504606846976 bytes"), "{error}");
     }
 
@@ -112,7 +118,7 @@ mod tests {
             text.split(' ').nth(1).expect("second field").parse().expect("a number")
         };
         let before = resident_pages();
-        let buffer = Buffer::<f32>::new(1 << 28).expect("1 GiB of addresses");
+        let buffer = Buffer::<f32>::new(&Memory::new(None), 1 << 28).expect("1 GiB of addresses");
         assert_eq!(buffer[1 << 27], 0.0);
         assert_eq!(buffer.as_ptr().addr() % 64, 0);
         // Half of it, for what other tests take meanwhile.

@@ -1,7 +1,10 @@
 //! Weights laid out for the matmul kernels.
 
+use std::sync::Arc;
+
 use super::buffer::Buffer;
 use super::simd::LANES;
+use crate::backend::Memory;
 use crate::error::Result;
 use crate::tensor::{HostMatrix, bf16};
 
@@ -31,11 +34,11 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Packs `matrix`.
-    pub fn new(matrix: &HostMatrix<'_>) -> Result<Self> {
+    /// Packs `matrix` into memory taken from `memory`.
+    pub fn new(memory: &Arc<Memory>, matrix: &HostMatrix<'_>) -> Result<Self> {
         let (outputs, inputs) = (matrix.rows, matrix.cols);
         let len = outputs.div_ceil(PANEL) * inputs.div_ceil(2) * PANEL * 2;
-        let mut packed = Self { outputs, inputs, data: Buffer::new(len)? };
+        let mut packed = Self { outputs, inputs, data: Buffer::new(memory, len)? };
         packed.data.prefer_huge_pages();
         for output in 0..outputs {
             let mut weights = matrix.row(output).chunks(2);

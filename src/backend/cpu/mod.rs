@@ -19,13 +19,15 @@ mod sample;
 mod simd;
 mod tiles;
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 pub use buffer::{Buffer, host_free_bytes};
 pub use isa::Isa;
 pub use matrix::Matrix;
 
-use super::{Advance, Attention, Backend, Heads, PoolShape, SampleRow};
+use super::{Advance, Attention, Backend, Heads, Memory, NO_SLOT, PoolShape, SampleRow};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
 use buffer::Shared;
@@ -33,10 +35,14 @@ use buffer::Shared;
 /// Numbers below which an elementwise op stays on one thread.
 const WORTH_A_THREAD: usize = 1 << 15;
 
+/// One part in so many of the host's free memory is left to the programs that live there too.
+pub const HOST_MARGIN: usize = 4;
+
 /// This machine's processor.
 pub struct CpuBackend {
     isa: Isa,
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
+    memory: Arc<Memory>,
 }
 
 /// What a matmul does with the sums of one row: adds the bias and puts them into their place.
@@ -56,7 +62,8 @@ impl CpuBackend {
             .thread_name(|index| format!("cpu-{index}"))
             .build()
             .map_err(|error| Error::flag("--threads", format!("cannot be had: {error}")))?;
-        Ok(Self { isa, pool })
+        let memory = Memory::of_free(host_free_bytes(), HOST_MARGIN);
+        Ok(Self { isa, pool: Arc::new(pool), memory })
     }
 
     /// Runs `f` on one of the backend's own threads, from which ops start at once instead of
@@ -128,12 +135,21 @@ impl Backend for CpuBackend {
         format!("cpu ({isa}, {threads} thread{})", if threads == 1 { "" } else { "s" })
     }
 
-    fn free_bytes(&self) -> Option<usize> {
-        host_free_bytes()
+    fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// The same threads: an op is done when its call returns.
+    fn side(&self) -> Result<Self> {
+        Ok(Self { isa: self.isa, pool: self.pool.clone(), memory: self.memory.clone() })
+    }
+
+    fn after(&self, _other: &Self) -> Result<()> {
+        Ok(())
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        Buffer::new(len)
+        Buffer::new(&self.memory, len)
     }
 
     fn len<T: Element>(&self, buffer: &Buffer<T>) -> usize {
@@ -151,7 +167,7 @@ impl Backend for CpuBackend {
     }
 
     fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
-        Matrix::new(&matrix)
+        Matrix::new(&self.memory, &matrix)
     }
 
     fn embed(
@@ -258,7 +274,9 @@ impl Backend for CpuBackend {
         pool: &mut Buffer<bf16>,
     ) -> Result<()> {
         for (&slot, qkv) in slots[..rows].iter().zip(qkv.chunks_exact(shape.heads.qkv_width())) {
-            rows::store_kv(layer, shape, qkv, slot as usize, pool);
+            if slot != NO_SLOT {
+                rows::store_kv(layer, shape, qkv, slot as usize, pool);
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::CpuBackend;
 use super::isa::vectorized;
 use super::math::{exp, narrow, sum, tanh, widen};
 use super::matrix::Matrix;
-use crate::backend::{Advance, Heads, PAGE_LEN, PoolShape};
+use crate::backend::{Advance, Heads, NO_SLOT, PAGE_LEN, PoolShape};
 use crate::tensor::bf16;
 
 /// `out[r] = table[tokens[r]]`
@@ -151,13 +151,20 @@ vectorized! {
     pub fn add(sums: &[f32], bias: Option<&[f32]>, out: &mut [f32]) = add_sums;
 }
 
-/// Moves rows to their next tokens; see [`Advance`].
+/// Moves rows to their next tokens; see [`Backend::advance`](crate::backend::Backend::advance).
 pub fn advance(args: Advance<'_, CpuBackend>) {
-    let Advance { rows, step, drawn, tables, table_stride, tokens, positions, slots, history } =
-        args;
-    history[step * rows..][..rows].copy_from_slice(&drawn[..rows]);
-    tokens[..rows].copy_from_slice(&drawn[..rows]);
+    let Advance { rows, step, drawn, ends, tables, table_stride, .. } = args;
+    let Advance { tokens, positions, slots, history, .. } = args;
+    let history = &mut history[step * rows..][..rows];
     for row in 0..rows {
+        let ended = slots[row] == NO_SLOT;
+        let token = if ended { tokens[row] } else { drawn[row] };
+        history[row] = token;
+        tokens[row] = token;
+        if ended || ends.contains(&token) {
+            (positions[row], slots[row]) = (0, NO_SLOT);
+            continue;
+        }
         positions[row] += 1;
         let (page, offset) =
             (positions[row] as usize / PAGE_LEN, positions[row] as usize % PAGE_LEN);

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::device::Device;
+use crate::backend::{Memory, Share};
 use crate::error::Result;
 use crate::tensor::{Element, bf16};
 
@@ -13,14 +14,16 @@ pub struct Buffer<D: Device, T: Element> {
     pub(super) address: u64,
     pub(super) len: usize,
     element: PhantomData<T>,
+    _share: Share,
 }
 
 impl<D: Device, T: Element> Buffer<D, T> {
-    /// `len` zeros.
-    pub(super) fn new(device: &Arc<D>, len: usize) -> Result<Self> {
+    /// `len` zeros, taken from `memory`.
+    pub(super) fn new(device: &Arc<D>, memory: &Arc<Memory>, len: usize) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits in memory");
+        let share = memory.take(bytes)?;
         let address = device.alloc(bytes)?;
-        Ok(Self { device: device.clone(), address, len, element: PhantomData })
+        Ok(Self { device: device.clone(), address, len, element: PhantomData, _share: share })
     }
 
     pub(super) fn as_ptr(&self) -> *const T {
@@ -35,7 +38,7 @@ impl<D: Device, T: Element> Buffer<D, T> {
 impl<D: Device, T: Element> Drop for Buffer<D, T> {
     fn drop(&mut self) {
         // SAFETY: `alloc` gave this address for these bytes; ops borrow the buffer, and a device
-        // does not free memory before what was launched earlier is done with it.
+        // does not free memory before what was launched earlier, on any queue, is done with it.
         unsafe { self.device.free(self.address, self.len * size_of::<T>()) }
     }
 }

@@ -2,6 +2,7 @@
 //! GPU, [`super::Emulator`] with the same kernels on the CPU.
 
 use std::ffi::c_void;
+use std::fmt::{self, Display, Formatter};
 
 use crate::error::Result;
 
@@ -21,8 +22,22 @@ pub struct Launch {
     pub shared_bytes: usize,
 }
 
-/// Memory and launches, in one order: what is asked for later happens later.
-pub trait Device: Send + Sync + 'static {
+impl Display for Launch {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { kernel, grid: [x, y, z], threads, shared_bytes } = self;
+        write!(
+            f,
+            "{kernel} over {x} x {y} x {z} blocks of {threads} threads with {shared_bytes} bytes"
+        )?;
+        f.write_str(" of shared memory")
+    }
+}
+
+/// One queue of a device, with the device's memory: what is asked of a queue later happens later.
+pub trait Device: Send + Sync + Sized + 'static {
+    /// One part in so many of the free memory is not taken by default.
+    const MARGIN: usize;
+
     /// What it is, for people.
     fn describe(&self) -> String;
 
@@ -32,10 +47,16 @@ pub trait Device: Send + Sync + 'static {
     /// Bytes of memory that can still be had, where that is known.
     fn free_bytes(&self) -> Option<usize>;
 
-    /// The address of `bytes` zero bytes, aligned to 16.
+    /// Another queue of the same device.
+    fn side(&self) -> Result<Self>;
+
+    /// What is asked of this queue from now on happens after what was asked of `other` until now.
+    fn after(&self, other: &Self) -> Result<()>;
+
+    /// The address of `bytes` bytes, aligned to 16, which this queue sets to zero.
     fn alloc(&self, bytes: usize) -> Result<u64>;
 
-    /// Gives memory back.
+    /// Gives memory back, once all queues have done what they were asked for.
     ///
     /// # Safety
     /// `address` must come from `alloc(bytes)` of this device, must not have been freed, and no
@@ -49,7 +70,7 @@ pub trait Device: Send + Sync + 'static {
     /// `target` must be the address of at least as many bytes of this device.
     unsafe fn upload(&self, source: &[u8], target: u64) -> Result<()>;
 
-    /// Copies from the device, waiting for all that was asked for before.
+    /// Copies from the device, waiting for all that was asked of this queue before.
     ///
     /// # Safety
     /// `source` must be the address of at least as many bytes of this device.

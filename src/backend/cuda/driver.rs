@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -16,11 +16,11 @@ static FATBIN: Option<&[u8]> = Some(include_bytes!(concat!(env!("OUT_DIR"), "/ke
 #[cfg(not(has_cuda_kernels))]
 static FATBIN: Option<&[u8]> = None;
 
-/// Bytes of page-locked memory through which uploads go.
+/// Bytes of page-locked memory through which a queue's copies go.
 const STAGING_BYTES: usize = 8 << 20;
 
 /// The functions of libcuda that are used here; cudarc panics at one that is missing.
-const FUNCTIONS: [&CStr; 24] = [
+const FUNCTIONS: [&CStr; 30] = [
     c"cuInit",
     c"cuDeviceGetCount",
     c"cuDeviceGet",
@@ -34,11 +34,17 @@ const FUNCTIONS: [&CStr; 24] = [
     c"cuModuleGetFunction",
     c"cuFuncSetAttribute",
     c"cuStreamCreate",
+    c"cuStreamDestroy_v2",
     c"cuStreamSynchronize",
+    c"cuStreamWaitEvent",
+    c"cuEventCreate",
+    c"cuEventDestroy_v2",
+    c"cuEventRecord",
     c"cuMemAlloc_v2",
     c"cuMemFree_v2",
     c"cuMemGetInfo_v2",
     c"cuMemHostAlloc",
+    c"cuMemFreeHost",
     c"cuMemsetD8Async",
     c"cuMemcpyHtoDAsync_v2",
     c"cuMemcpyDtoHAsync_v2",
@@ -119,13 +125,20 @@ fn describe(ordinal: i32) -> std::result::Result<Gpu, DriverError> {
     })
 }
 
-/// The first GPU, one stream on it.
-pub struct Driver {
+/// A GPU with the kernels loaded, which its queues share.
+struct Opened {
     gpu: Gpu,
     multiprocessors: usize,
     context: sys::CUcontext,
-    stream: sys::CUstream,
     functions: HashMap<&'static str, sys::CUfunction>,
+}
+
+/// The first GPU: one stream on it.
+pub struct Driver {
+    opened: Arc<Opened>,
+    stream: sys::CUstream,
+    /// Recorded anew each time that another queue is to wait for this one.
+    event: sys::CUevent,
     staging: Mutex<Staging>,
 }
 
@@ -137,6 +150,10 @@ struct Staging {
 
 // SAFETY: CUDA's handles may be used from any thread that has the context set, which every method
 // does first; the staging memory is behind a lock.
+unsafe impl Send for Opened {}
+// SAFETY: as above.
+unsafe impl Sync for Opened {}
+// SAFETY: as above.
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
@@ -173,19 +190,27 @@ impl Driver {
         let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         // SAFETY: the device exists.
         let shared = unsafe { result::device::get_attribute(device, which) }.map_err(opening())?;
-        let stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(opening())?;
         let functions = load(fatbin, shared)?;
-        // SAFETY: the memory is used by this device alone and never outlives the process.
-        let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(opening())?;
-        let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
-        Ok(Self { multiprocessors: count as usize, gpu, context, stream, functions, staging })
+        let opened = Opened { multiprocessors: count as usize, gpu, context, functions };
+        Self::queue(Arc::new(opened))
     }
 
-    /// Makes the GPU's context the calling thread's.
+    /// One more queue of a GPU.
+    fn queue(opened: Arc<Opened>) -> Result<Self> {
+        opened.enter()?;
+        let opening = || refused(format!("opening a queue of {}", opened.gpu.name));
+        let kind = result::stream::StreamKind::NonBlocking;
+        let stream = result::stream::create(kind).map_err(opening())?;
+        let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let event = result::event::create(untimed).map_err(opening())?;
+        // SAFETY: the memory is used by this queue alone, and freed after its last copy.
+        let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(opening())?;
+        let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
+        Ok(Self { opened, stream, event, staging })
+    }
+
     fn enter(&self) -> Result<()> {
-        // SAFETY: the context lives as long as self.
-        unsafe { result::ctx::set_current(self.context) }.map_err(refused("entering the context"))
+        self.opened.enter()
     }
 
     fn staging(&self) -> MutexGuard<'_, Staging> {
@@ -196,6 +221,31 @@ impl Driver {
         staging.used = 0;
         // SAFETY: the stream lives as long as self.
         unsafe { result::stream::synchronize(self.stream) }.map_err(refused(what))
+    }
+}
+
+impl Opened {
+    /// Makes the GPU's context the calling thread's.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context lives as long as the process.
+        unsafe { result::ctx::set_current(self.context) }.map_err(refused("entering the context"))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        let memory = self.staging().memory;
+        // SAFETY: this queue made them, nobody else has them, and its last copy is waited for. An
+        // error can only be that of an earlier launch, which is reported elsewhere.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            let _ = result::free_host(memory.cast());
+            let _ = result::event::destroy(self.event);
+            let _ = result::stream::destroy(self.stream);
+        }
     }
 }
 
@@ -219,19 +269,38 @@ fn load(fatbin: &[u8], shared: i32) -> Result<HashMap<&'static str, sys::CUfunct
 }
 
 impl Device for Driver {
+    /// For what the driver itself takes later, and for allocations that it rounds up.
+    const MARGIN: usize = 20;
+
     fn describe(&self) -> String {
-        let (major, minor) = self.gpu.capability;
-        let gib = self.gpu.memory_bytes as f64 / f64::from(1 << 30);
-        format!("cuda ({}, {gib:.0} GiB, sm_{major}{minor})", self.gpu.name)
+        let Gpu { capability: (major, minor), memory_bytes, name, .. } = &self.opened.gpu;
+        let gib = *memory_bytes as f64 / f64::from(1 << 30);
+        format!("cuda ({name}, {gib:.0} GiB, sm_{major}{minor})")
     }
 
     fn multiprocessors(&self) -> usize {
-        self.multiprocessors
+        self.opened.multiprocessors
     }
 
     fn free_bytes(&self) -> Option<usize> {
         self.enter().ok()?;
         result::mem_get_info().ok().map(|(free, _)| free)
+    }
+
+    fn side(&self) -> Result<Self> {
+        Self::queue(self.opened.clone())
+    }
+
+    fn after(&self, other: &Self) -> Result<()> {
+        self.enter()?;
+        let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both queues live. The wait is for what the event was last recorded behind: where
+        // two threads record it at the same time, for more than was asked for, never for less.
+        unsafe {
+            result::event::record(other.event, other.stream)
+                .and_then(|()| result::stream::wait_event(self.stream, other.event, wait))
+        }
+        .map_err(refused("joining two queues"))
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
@@ -286,10 +355,25 @@ impl Device for Driver {
     unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()> {
         self.enter()?;
         let what = format!("downloading {} bytes", target.len());
-        // SAFETY: the caller vouches for the source; `target` is not used before the wait.
-        unsafe { result::memcpy_dtoh_async(target, source, self.stream) }
-            .map_err(refused(what.clone()))?;
-        self.wait(&mut self.staging(), &what)
+        let mut staging = self.staging();
+        let mut source = source;
+        for piece in target.chunks_mut(STAGING_BYTES) {
+            if staging.used + piece.len() > STAGING_BYTES {
+                self.wait(&mut staging, &what)?;
+            }
+            // SAFETY: in bounds, and behind what copies under way still use.
+            let staged = unsafe {
+                let from = staging.memory.add(staging.used);
+                std::slice::from_raw_parts_mut(from, piece.len())
+            };
+            // SAFETY: the caller vouches for the source; nobody looks before the wait.
+            unsafe { result::memcpy_dtoh_async(&mut *staged, source, self.stream) }
+                .map_err(refused(what.clone()))?;
+            self.wait(&mut staging, &what)?;
+            piece.copy_from_slice(staged);
+            source += piece.len() as u64;
+        }
+        Ok(())
     }
 
     unsafe fn launch(&self, launch: &Launch, params: *const c_void, _bytes: usize) -> Result<()> {
@@ -299,7 +383,7 @@ impl Device for Driver {
         // SAFETY: the caller vouches for the parameters, which the driver copies at once.
         let result = unsafe {
             result::launch_kernel(
-                self.functions[launch.kernel],
+                self.opened.functions[launch.kernel],
                 (x, y, z),
                 (launch.threads, 1, 1),
                 launch.shared_bytes as u32,
@@ -307,6 +391,6 @@ impl Device for Driver {
                 &mut arguments,
             )
         };
-        result.map_err(refused(format!("launching {launch:?}")))
+        result.map_err(refused(format!("launching {launch}")))
     }
 }

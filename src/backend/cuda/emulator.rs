@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::{Device, Launch};
-use crate::backend::cpu::host_free_bytes;
+use super::lazy::Queues;
+use crate::backend::cpu::{HOST_MARGIN, host_free_bytes};
 use crate::error::{Error, Result};
 
 type Run = unsafe extern "C" fn(*const c_void);
@@ -35,21 +37,55 @@ unsafe extern "C" {
     fn trimtab_emulator_free(memory: *mut c_void, bytes: usize);
 }
 
-/// Proves the kernels' logic on machines without a GPU; not meant to be fast.
+/// Bytes of uploads that a queue holds until it is waited for.
+const STAGING_BYTES: usize = 8 << 20;
+
+/// Buffers up to this size are full of NaNs until their queue has cleared them, as on a GPU; larger
+/// ones come as zeros from the system, so that a mostly empty cache costs nothing.
+const POISONED_BYTES: usize = 1 << 20;
+
+/// Proves the kernels' logic on machines without a GPU; not meant to be fast. One of its queues:
+/// what is asked of them is done only when somebody waits, in a shuffled order.
 pub struct Emulator {
+    machine: Arc<Machine>,
+    /// Of the machine's queues.
+    queue: usize,
+    /// Bytes uploaded since this queue was last waited for.
+    staged: AtomicUsize,
+}
+
+/// What all queues of an emulator have in common.
+struct Machine {
     kernels: HashMap<&'static str, Kernel>,
     seed: u64,
-    launches: AtomicU64,
+    state: Mutex<State>,
     copied_bytes: AtomicU64,
 }
 
+struct State {
+    queues: Queues<Task>,
+    launches: u64,
+}
+
+enum Task {
+    Launch { kernel: Kernel, launch: Launch, params: Vec<Aligned>, seed: u64 },
+    Write { bytes: Vec<u8>, target: u64 },
+    Clear { target: u64, bytes: usize },
+}
+
+/// A piece of a kernel's parameters, as far apart as any of their fields may want it.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+#[expect(dead_code, reason = "kernels read it")]
+struct Aligned([u8; 64]);
+
 // SAFETY: the table's pointers are to constants.
-unsafe impl Send for Emulator {}
-// SAFETY: as above; a launch's state belongs to the thread that launches.
-unsafe impl Sync for Emulator {}
+unsafe impl Send for Machine {}
+// SAFETY: as above; all else is behind a lock.
+unsafe impl Sync for Machine {}
 
 impl Emulator {
-    /// An emulator that draws the order of threads from `seed`.
+    /// An emulator that draws the order of threads and of queues from `seed`.
     pub fn new(seed: u64) -> Self {
         // SAFETY: the table has a row for each of KERNELS, in the same order.
         let table = unsafe { &trimtab_emulator_kernels };
@@ -58,20 +94,73 @@ impl Emulator {
             let name = unsafe { CStr::from_ptr(kernel.name) };
             (name.to_str().expect("kernels have ASCII names"), *kernel)
         });
-        let (launches, copied_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { kernels: kernels.collect(), seed, launches, copied_bytes }
+        let kernels = kernels.collect();
+        let state = Mutex::new(State { queues: Queues::new(seed), launches: 0 });
+        Self::open(Arc::new(Machine { kernels, seed, state, copied_bytes: AtomicU64::new(0) }))
     }
 
-    /// Bytes that kernels have read by asynchronous copies so far, to be held against what they
-    /// should read.
+    /// Bytes that kernels have read by asynchronous copies, in all that was waited for so far: to be
+    /// held against what they should read.
     pub fn copied_bytes(&self) -> u64 {
-        self.copied_bytes.load(Ordering::Relaxed)
+        self.machine.copied_bytes.load(Ordering::Relaxed)
+    }
+
+    fn open(machine: Arc<Machine>) -> Self {
+        let queue = machine.state().queues.open();
+        Self { machine, queue, staged: AtomicUsize::new(0) }
+    }
+
+    fn wait(&self) {
+        self.staged.store(0, Ordering::Relaxed);
+        self.machine.state().queues.wait(self.queue, |task| self.machine.run(task));
+    }
+
+    fn ask(&self, task: Task) {
+        self.machine.state().queues.ask(self.queue, task);
+    }
+}
+
+impl Machine {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what was asked for.
+    fn run(&self, task: Task) {
+        match task {
+            Task::Launch { kernel, launch, params, seed } => {
+                // SAFETY: who launched it vouches for the parameters; their size is the struct's, and
+                // what they point to is freed only after all queues were waited for.
+                let copied = unsafe {
+                    trimtab_emulator_launch(
+                        kernel.name,
+                        kernel.run,
+                        params.as_ptr().cast(),
+                        launch.grid.as_ptr(),
+                        launch.threads,
+                        launch.shared_bytes,
+                        seed,
+                    )
+                };
+                self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
+            }
+            // SAFETY: who uploaded it vouches for the target's size.
+            Task::Write { bytes, target } => unsafe {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), target as *mut u8, bytes.len());
+            },
+            // SAFETY: the allocation has at least so many bytes.
+            Task::Clear { target, bytes } => unsafe {
+                std::ptr::write_bytes(target as *mut u8, 0, bytes);
+            },
+        }
     }
 }
 
 impl Device for Emulator {
+    const MARGIN: usize = HOST_MARGIN;
+
     fn describe(&self) -> String {
-        format!("emulator (seed {})", self.seed)
+        format!("emulator (seed {})", self.machine.seed)
     }
 
     /// Few, so that tiny tests take all paths.
@@ -83,50 +172,65 @@ impl Device for Emulator {
         host_free_bytes()
     }
 
+    fn side(&self) -> Result<Self> {
+        Ok(Self::open(self.machine.clone()))
+    }
+
+    fn after(&self, other: &Self) -> Result<()> {
+        assert!(Arc::ptr_eq(&self.machine, &other.machine), "queues of one device");
+        self.machine.state().queues.after(self.queue, other.queue);
+        Ok(())
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64> {
         // SAFETY: any size will do; the result is checked.
         let memory = unsafe { trimtab_emulator_alloc(bytes) };
         if memory.is_null() {
             return Err(Error::DeviceMemory { place: "the emulator", bytes, free: None });
         }
+        if bytes <= POISONED_BYTES {
+            // SAFETY: the memory was just given, and nobody else knows of it.
+            unsafe { std::ptr::write_bytes(memory.cast::<u8>(), 0xff, bytes) };
+            self.ask(Task::Clear { target: memory as u64, bytes });
+        }
         Ok(memory as u64)
     }
 
     unsafe fn free(&self, address: u64, bytes: usize) {
-        // SAFETY: the caller vouches for it.
+        self.machine.state().queues.wait_for_all(|task| self.machine.run(task));
+        // SAFETY: the caller vouches for it, and nothing is left to do that could use it.
         unsafe { trimtab_emulator_free(address as *mut c_void, bytes) }
     }
 
     unsafe fn upload(&self, source: &[u8], target: u64) -> Result<()> {
-        // SAFETY: the caller vouches for the target's size; memory of the device is not the host's.
-        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), target as *mut u8, source.len()) }
+        if self.staged.fetch_add(source.len(), Ordering::Relaxed) + source.len() > STAGING_BYTES {
+            self.wait();
+        }
+        self.ask(Task::Write { bytes: source.to_vec(), target });
         Ok(())
     }
 
     unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()> {
+        self.wait();
         let from = source as *const u8;
-        // SAFETY: as in `upload`.
+        // SAFETY: the caller vouches for the source's size; memory of the device is not the host's.
         unsafe { std::ptr::copy_nonoverlapping(from, target.as_mut_ptr(), target.len()) }
         Ok(())
     }
 
     unsafe fn launch(&self, launch: &Launch, params: *const c_void, bytes: usize) -> Result<()> {
-        let kernel = self.kernels[launch.kernel];
+        let kernel = self.machine.kernels[launch.kernel];
         assert_eq!(bytes, kernel.params_bytes, "{}'s parameters", launch.kernel);
-        let seed = self.seed.wrapping_add(self.launches.fetch_add(1, Ordering::Relaxed) << 16);
-        // SAFETY: the caller vouches for the parameters; their size is the struct's.
-        let copied = unsafe {
-            trimtab_emulator_launch(
-                kernel.name,
-                kernel.run,
-                params,
-                launch.grid.as_ptr(),
-                launch.threads,
-                launch.shared_bytes,
-                seed,
-            )
-        };
-        self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
+        let mut copy = vec![Aligned([0; 64]); bytes.div_ceil(64)];
+        // SAFETY: the caller vouches for the struct's size; the copy has at least as many bytes.
+        unsafe {
+            std::ptr::copy_nonoverlapping(params.cast::<u8>(), copy.as_mut_ptr().cast(), bytes);
+        }
+        let mut state = self.machine.state();
+        let seed = self.machine.seed.wrapping_add(state.launches << 16);
+        state.launches += 1;
+        let task = Task::Launch { kernel, launch: *launch, params: copy, seed };
+        state.queues.ask(self.queue, task);
         Ok(())
     }
 }

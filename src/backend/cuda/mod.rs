@@ -2,18 +2,21 @@
 //! checked here. Runs on a real GPU ([`Driver`]) or on the emulator ([`Emulator`]); what differs
 //! is behind [`Device`].
 //!
-//! All ops of a backend go to one stream, in order; only `download` waits for it.
+//! All ops of a backend go to one queue of the device, in order; only `download` waits for it.
 
+mod advance;
 mod attention;
 mod buffer;
 mod device;
 mod driver;
 mod emulator;
+mod lazy;
 #[rustfmt::skip]
 mod params;
 mod product;
 mod sample;
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Matrix};
@@ -21,8 +24,8 @@ pub use device::{Device, KERNELS, Launch};
 pub use driver::{Driver, Gpu, gpus};
 pub use emulator::Emulator;
 
-use super::{Advance, Attention, Backend, Heads, PoolShape, SampleRow};
-use crate::error::Result;
+use super::{Advance, Attention, Backend, Heads, Memory, PoolShape, SampleRow};
+use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
 use params::*;
 use product::Product;
@@ -33,6 +36,11 @@ const WORKSPACE_LEN: usize = 1 << 22;
 /// A whole chunk of usual length without waiting for the host.
 const STEPS_PER_LOOK: usize = 32;
 
+const _: () = assert!(params::NO_SLOT == super::NO_SLOT);
+
+/// Characters of a launch's parameters in an error's message.
+const SHOWN_PARAMS: usize = 400;
+
 /// Copies of one launch.
 const PAGE_COPIES: usize = params::PAGE_COPIES as usize;
 
@@ -42,6 +50,7 @@ const THREADS: u32 = 256;
 /// A GPU, or what stands in for one.
 pub struct CudaBackend<D: Device> {
     device: Arc<D>,
+    memory: Arc<Memory>,
     /// `[WORKSPACE_LEN]`; locked while kernels that use it are launched.
     workspace: Mutex<Buffer<D, f32>>,
 }
@@ -61,11 +70,16 @@ impl CudaBackend<Emulator> {
 }
 
 impl<D: Device> CudaBackend<D> {
-    /// A backend on `device`.
+    /// A backend on this queue of a device.
     pub fn new(device: D) -> Result<Self> {
+        let memory = Memory::of_free(device.free_bytes(), D::MARGIN);
+        Self::within(memory, device)
+    }
+
+    fn within(memory: Arc<Memory>, device: D) -> Result<Self> {
         let device = Arc::new(device);
-        let workspace = Mutex::new(Buffer::new(&device, WORKSPACE_LEN)?);
-        Ok(Self { device, workspace })
+        let workspace = Mutex::new(Buffer::new(&device, &memory, WORKSPACE_LEN)?);
+        Ok(Self { device, memory, workspace })
     }
 
     /// The device that the kernels run on.
@@ -81,7 +95,7 @@ impl<D: Device> CudaBackend<D> {
     ///
     /// # Safety
     /// `P` must be the kernel's own struct, and its addresses valid for these shapes.
-    unsafe fn launch<P>(
+    unsafe fn launch<P: Debug>(
         &self,
         kernel: &'static str,
         grid: [usize; 3],
@@ -96,6 +110,7 @@ impl<D: Device> CudaBackend<D> {
         let launch = Launch { kernel, grid, threads, shared_bytes };
         // SAFETY: the caller vouches for it.
         unsafe { self.device.launch(&launch, (&raw const *params).cast(), size_of::<P>()) }
+            .map_err(|error| with_shapes(error, params))
     }
 
     /// Launches one block per row of `width` numbers, with memory for one sum per warp. The block's
@@ -103,7 +118,7 @@ impl<D: Device> CudaBackend<D> {
     ///
     /// # Safety
     /// As [`CudaBackend::launch`].
-    unsafe fn by_row<P>(
+    unsafe fn by_row<P: Debug>(
         &self,
         kernel: &'static str,
         rows: usize,
@@ -125,16 +140,28 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device.describe()
     }
 
-    fn free_bytes(&self) -> Option<usize> {
-        self.device.free_bytes()
+    fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     fn steps_per_look(&self) -> usize {
         STEPS_PER_LOOK
     }
 
+    fn side(&self) -> Result<Self> {
+        Self::within(self.memory.clone(), self.device.side()?)
+    }
+
+    fn side_bytes(&self) -> usize {
+        WORKSPACE_LEN * size_of::<f32>()
+    }
+
+    fn after(&self, other: &Self) -> Result<()> {
+        self.device.after(&other.device)
+    }
+
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<D, T>> {
-        Buffer::new(&self.device, len)
+        Buffer::new(&self.device, &self.memory, len)
     }
 
     fn len<T: Element>(&self, buffer: &Buffer<D, T>) -> usize {
@@ -447,27 +474,18 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn advance(&self, args: Advance<'_, Self>) -> Result<()> {
-        let Advance { rows, step, drawn, tables, table_stride, .. } = args;
-        assert!(
-            drawn.len >= rows && tables.len >= rows * table_stride,
-            "drawn, tables: [rows, ..]"
-        );
-        assert!(args.tokens.len.min(args.positions.len).min(args.slots.len) >= rows, "[rows] each");
-        assert!(args.history.len >= (step + 1) * rows, "history: [steps, rows]");
-        let params = AdvanceParams {
-            drawn: drawn.as_ptr(),
-            tables: tables.as_ptr(),
-            tokens: args.tokens.as_mut_ptr(),
-            positions: args.positions.as_mut_ptr(),
-            slots: args.slots.as_mut_ptr(),
-            history: args.history.as_mut_ptr(),
-            rows: count(rows),
-            step: count(step),
-            table_stride: count(table_stride),
-        };
-        let blocks = rows.div_ceil(THREADS as usize);
-        // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.launch("advance", [blocks, 1, 1], THREADS, 0, &params) }
+        advance::advance(self, args)
+    }
+}
+
+/// The error of a launch with what it was launched with; long lists are cut.
+fn with_shapes(error: Error, params: &impl Debug) -> Error {
+    match error {
+        Error::Cuda { what, reason } => {
+            let params: String = format!("{params:?}").chars().take(SHOWN_PARAMS).collect();
+            Error::Cuda { what: format!("{what}, {params}"), reason }
+        }
+        error => error,
     }
 }
 

@@ -4,10 +4,11 @@
 use crate::tensor::bf16;
 
 pub const PAGE_LEN: u32 = 16;
+pub const NO_SLOT: u32 = 4294967295;
 pub const SAMPLE_ROWS: u32 = 64;
 pub const PAGE_COPIES: u32 = 256;
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct PoolParams {
     pub layers: ::std::os::raw::c_uint,
     pub pages: ::std::os::raw::c_uint,
@@ -16,7 +17,7 @@ pub struct PoolParams {
     pub head_dim: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct EmbedParams {
     pub tokens: *const ::std::os::raw::c_uint,
     pub table: *const bf16,
@@ -24,7 +25,7 @@ pub struct EmbedParams {
     pub width: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct EmbedAddParams {
     pub positions: *const ::std::os::raw::c_uint,
     pub table: *const bf16,
@@ -32,7 +33,7 @@ pub struct EmbedAddParams {
     pub width: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct RmsNormParams {
     pub x: *const f32,
     pub weight: *const f32,
@@ -41,7 +42,7 @@ pub struct RmsNormParams {
     pub eps: f32,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct LayerNormParams {
     pub x: *const f32,
     pub weight: *const f32,
@@ -51,7 +52,7 @@ pub struct LayerNormParams {
     pub eps: f32,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct ProductParams {
     pub x: *const bf16,
     pub weight: *const bf16,
@@ -60,27 +61,27 @@ pub struct ProductParams {
     pub outputs: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct MatmulParams {
     pub product: ProductParams,
     pub bias: *const f32,
     pub out: *mut bf16,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct MatmulAddParams {
     pub product: ProductParams,
     pub bias: *const f32,
     pub residual: *mut f32,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct LogitsParams {
     pub product: ProductParams,
     pub out: *mut f32,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct LogprobsParams {
     pub product: ProductParams,
     pub targets: *const ::std::os::raw::c_uint,
@@ -91,7 +92,7 @@ pub struct LogprobsParams {
     pub tiles: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct RopeParams {
     pub positions: *const ::std::os::raw::c_uint,
     pub cos_sin: *const f32,
@@ -101,7 +102,7 @@ pub struct RopeParams {
     pub head_dim: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct StoreKvParams {
     pub qkv: *const bf16,
     pub slots: *const ::std::os::raw::c_uint,
@@ -110,20 +111,20 @@ pub struct StoreKvParams {
     pub layer: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct PageCopyParams {
     pub from: ::std::os::raw::c_uint,
     pub to: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct CopyPagesParams {
     pub pool: *mut bf16,
     pub shape: PoolParams,
     pub copies: [PageCopyParams; 256usize],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct AttentionParams {
     pub qkv: *const bf16,
     pub pool: *const bf16,
@@ -141,20 +142,20 @@ pub struct AttentionParams {
     pub scale: f32,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct SiluGateParams {
     pub gate_up: *const bf16,
     pub out: *mut bf16,
     pub width: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct GeluParams {
     pub x: *mut bf16,
     pub len: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct AddGuidanceParams {
     pub tuned: *const f32,
     pub untuned: *const f32,
@@ -163,7 +164,7 @@ pub struct AddGuidanceParams {
     pub weight: f32,
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct SampleRowParams {
     pub temperature: f32,
     pub top_k: ::std::os::raw::c_uint,
@@ -174,7 +175,7 @@ pub struct SampleRowParams {
     pub seed: [::std::os::raw::c_uint; 2usize],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct SampleParams {
     pub logits: *const f32,
     pub tokens: *mut ::std::os::raw::c_uint,
@@ -182,9 +183,10 @@ pub struct SampleParams {
     pub rows: [SampleRowParams; 64usize],
 }
 #[repr(C)]
-#[derive(Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct AdvanceParams {
     pub drawn: *const ::std::os::raw::c_uint,
+    pub ends: *const ::std::os::raw::c_uint,
     pub tables: *const ::std::os::raw::c_uint,
     pub tokens: *mut ::std::os::raw::c_uint,
     pub positions: *mut ::std::os::raw::c_uint,
@@ -192,5 +194,6 @@ pub struct AdvanceParams {
     pub history: *mut ::std::os::raw::c_uint,
     pub rows: ::std::os::raw::c_uint,
     pub step: ::std::os::raw::c_uint,
+    pub end_count: ::std::os::raw::c_uint,
     pub table_stride: ::std::os::raw::c_uint,
 }

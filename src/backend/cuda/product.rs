@@ -1,5 +1,7 @@
 //! Launches of kernels/product.cuh: x · weightᵀ for few rows, for many, and for log-probabilities.
 
+use std::fmt::Debug;
+
 use super::buffer::{Buffer, Matrix};
 use super::device::Device;
 use super::params::{LogprobsParams, ProductParams};
@@ -49,7 +51,7 @@ impl<'a, D: Device> Product<'a, D> {
     ///
     /// # Safety
     /// `P` must be the kernels' own struct, and its addresses valid for these shapes.
-    pub unsafe fn launch<P>(
+    pub unsafe fn launch<P: Debug>(
         &self,
         backend: &CudaBackend<D>,
         kernels: Kernels,
@@ -65,7 +67,7 @@ impl<'a, D: Device> Product<'a, D> {
         unsafe { backend.launch(kernels[few], grid, SLICES as u32 * 32, shared_bytes, params) }
     }
 
-    unsafe fn launch_many<P>(
+    unsafe fn launch_many<P: Debug>(
         &self,
         backend: &CudaBackend<D>,
         kernel: &'static str,

@@ -143,7 +143,7 @@ fn once<B: Backend>(engine: &mut Engine<B>, texts: &[Vec<u32>], new: usize) -> R
         engine.begin(&spans, 1)?;
         engine.next_logits()?;
         engine.draw(&draws)?;
-        engine.advance(0, None)?;
+        engine.advance(0)?;
         pending = engine.drawn(1)?;
         steps.push(started.elapsed().as_secs_f64());
     }

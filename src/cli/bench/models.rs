@@ -142,7 +142,7 @@ impl ModelArgs {
                     name: [base, tuned, untuned].map(|f| f.display().to_string()).join(", "),
                     base: Config::open(base)?,
                     guide: [Config::open(tuned)?, Config::open(untuned)?],
-                    proposer: proposer.ignoring_eos(),
+                    proposer: proposer.ignoring_eos()?,
                     scorer: ready.guide,
                     tokenizer: Arc::new(Tokenizer::open(base)?),
                 })
@@ -190,7 +190,7 @@ fn made_up<B: Backend>(
         name: format!("3 x {}", shape.name()),
         base: config.clone(),
         guide: [config.clone(), config],
-        proposer: LocalProposer::new(engine, format, Vec::new(), Vec::new()),
+        proposer: LocalProposer::new(engine, format, Vec::new(), Vec::new())?,
         scorer: PairGuide::new(vec![pair], None),
         tokenizer,
     })

@@ -1,0 +1,88 @@
+//! `--device-memory`: too little, just enough, and who else knows of it.
+
+use super::*;
+
+/// The first whole number after `before` in a text.
+fn number_after(text: &str, before: &str) -> usize {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("{before:?}: {text}"));
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or_else(|_| panic!("{before:?} and a number: {text}"))
+}
+
+/// A small search with such a budget.
+fn within(budget: usize) -> Output {
+    let budget = budget.to_string();
+    let flags = ["--prompt", "The film", "-w", "2", "-k", "2", "-l", "3", "--max-new-tokens", "6"];
+    search(&[&flags[..], &["--device-memory", &budget]].concat())
+}
+
+/// Goal: a budget that is too small is refused with what was asked for, what is taken, the budget and
+/// how much would do; following the advice ends at a search whose answer is that of a large budget,
+/// and a little less than that is refused.
+#[test]
+fn the_advice_about_device_memory_leads_to_what_is_enough() {
+    let answer = stdout(&within(1 << 40));
+    let (mut budget, mut refusals) = (1000, 0);
+    let enough = loop {
+        let output = within(budget);
+        if output.status.success() {
+            assert_eq!(stdout(&output), answer);
+            break budget;
+        }
+        refusals += 1;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        if errors.contains("raise --kv-memory or --device-memory") {
+            // There is a page, but not as many as this search needs: one more of all three models.
+            assert_refused(&output, "this search needs up to");
+            budget += budget / 16;
+            continue;
+        }
+        assert_refused(&output, "do not fit");
+        assert_eq!(number_after(&errors, " of the "), budget, "{errors}");
+        let taken_and_asked =
+            number_after(&errors, "do not fit: ") + number_after(&errors, "trimtab: ");
+        let advice = number_after(&errors, "raise --device-memory to at least ");
+        assert_eq!(advice, taken_and_asked, "{errors}");
+        assert!(advice > budget, "{errors}");
+        budget = advice;
+    };
+    assert!(refusals >= 2, "{refusals} refusals on the way to {enough}");
+    assert!(!within(enough / 2).status.success());
+}
+
+/// Goal: every command that computes knows the flag, and so does the environment; what is not a
+/// number is refused by name.
+#[test]
+fn every_command_has_a_budget() {
+    let (tuned, untuned) = (model("gpt2_tuned"), model("gpt2"));
+    let pair = ["--tuned", &tuned, "--untuned", &untuned];
+    for command in [
+        &["search", "--prompt", "x", "--base", &untuned][..],
+        &["score", "--input", "-"],
+        &["serve", "--base", &untuned, "--port", "0"],
+        &["stdio", "--base", &untuned],
+    ] {
+        let flags = [command, &pair, &["--device-memory", "2K"]].concat();
+        assert_refused(&trimtab(&flags), "--device-memory to at least");
+    }
+    assert_refused(&trimtab(&["demo", "--device-memory", "2K"]), "--device-memory to at least");
+    assert_refused(&search(&["--prompt", "x", "--device-memory", "much"]), "--device-memory");
+    let output = Command::new(env!("CARGO_BIN_EXE_trimtab"))
+        .args(guided())
+        .args(["--prompt", "x"])
+        .env("TRIMTAB_DEVICE", device())
+        .env("TRIMTAB_DEVICE_MEMORY", "2K")
+        .output()
+        .unwrap();
+    assert_refused(&output, "--device-memory to at least");
+}
+
+/// Goal: people are told what may be taken, and what was.
+#[test]
+fn the_budget_is_told() {
+    let output = trimtab(&["devices"]);
+    assert!(number_after(&stdout(&output), "--device-memory ") > 1 << 20);
+    let output = within(1 << 40);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains(" of 1.0 TiB of memory"), "{errors}");
+}
