@@ -20,12 +20,13 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Matrix};
+use device::with_shapes;
 pub use device::{Device, KERNELS, Launch};
 pub use driver::{Driver, Gpu, gpus};
 pub use emulator::Emulator;
 
 use super::{Advance, Attention, Backend, Heads, Memory, PoolShape, SampleRow};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Element, HostMatrix, bf16};
 use params::*;
 use product::Product;
@@ -37,9 +38,6 @@ const WORKSPACE_LEN: usize = 1 << 22;
 const STEPS_PER_LOOK: usize = 32;
 
 const _: () = assert!(params::NO_SLOT == super::NO_SLOT);
-
-/// Characters of a launch's parameters in an error's message.
-const SHOWN_PARAMS: usize = 400;
 
 /// Copies of one launch.
 const PAGE_COPIES: usize = params::PAGE_COPIES as usize;
@@ -475,17 +473,6 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn advance(&self, args: Advance<'_, Self>) -> Result<()> {
         advance::advance(self, args)
-    }
-}
-
-/// The error of a launch with what it was launched with; long lists are cut.
-fn with_shapes(error: Error, params: &impl Debug) -> Error {
-    match error {
-        Error::Cuda { what, reason } => {
-            let params: String = format!("{params:?}").chars().take(SHOWN_PARAMS).collect();
-            Error::Cuda { what: format!("{what}, {params}"), reason }
-        }
-        error => error,
     }
 }
 
