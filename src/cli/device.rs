@@ -5,6 +5,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 
 use super::Done;
+use super::bench::Measured;
 use super::models::Bytes;
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
@@ -48,7 +49,7 @@ pub(super) trait Job {
     type Output: Send;
 
     /// Does it on `backend`.
-    fn run<B: Backend>(self, backend: &Arc<B>) -> Result<Self::Output>;
+    fn run<B: Measured>(self, backend: &Arc<B>) -> Result<Self::Output>;
 }
 
 impl DeviceArgs {
@@ -64,15 +65,6 @@ impl DeviceArgs {
                 Err(_) => self.on_cpu(job),
             },
         }
-    }
-
-    /// The processor, for what is measured on it alone.
-    pub fn cpu(&self) -> Result<Arc<CpuBackend>> {
-        if !matches!(self.device, Device::Auto | Device::Cpu) {
-            return Err(Error::flag("--device", "must be auto or cpu here"));
-        }
-        self.check()?;
-        Ok(Arc::new(CpuBackend::new(self.threads)?))
     }
 
     fn check(&self) -> Result<()> {
