@@ -80,14 +80,14 @@ pub fn draw<B: Measured>(
 
     let (w, k) = (args.beam_width, args.successors);
     let heading = format!(
-        "{name}: chunks of {len} tokens after a prompt of {prompt}, {}",
+        "{name}: chunks of {len} tokens after a prompt of {prompt}; {}",
         backend.describe()
     );
     let over_chunks = Panel {
         title: format!("W = {w}, K = {k}"),
         axis: "chunks done before",
         curves: vec![
-            Curve { name: "if all prefixes were run again (measured)", color: RED, points: again },
+            Curve { name: "if every prefix were run again (measured)", color: RED, points: again },
             Curve { name: "measured", color: BLUE, points: measured },
             Curve { name: "this machine's bound", color: GREY, points: bound },
         ],
@@ -157,11 +157,10 @@ fn prefixes_again<B: Measured>(
     };
     let longest = prompt + last * len;
     let mut rig = Rig::new(backend, args, longest, settings.lifetime(), candidates)?;
-    let mut places: Vec<usize> = (0..RERUNS).map(|i| (last * (i + 1)).div_ceil(RERUNS)).collect();
+    let mut places: Vec<usize> = (0..RERUNS).map(|i| 1 + (last - 1) * i / (RERUNS - 1)).collect();
     places.dedup();
     places
         .into_iter()
-        .filter(|&chunk| chunk > 0)
         .map(|chunk| {
             rig.ask(prompt + chunk * len)?;
             let what = format!("plot, the prefixes of chunk {chunk}");
@@ -239,6 +238,7 @@ fn chart(
         .x_desc(panel.axis)
         .y_desc("time per chunk, ms")
         .x_label_formatter(&|value| format!("{value:.0}"))
+        .y_label_formatter(&|value| format!("{value:.*}", usize::from(top < 20.0)))
         .label_style((FONT, 15))
         .axis_desc_style((FONT, 16))
         .draw()
