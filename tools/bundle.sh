@@ -36,6 +36,9 @@ done
 rm "$folder/messages"
 cp target/release/trimtab "$folder/bin/"
 strip "$folder"/bin/*
+# Uncompressed they would be most of what the folder may weigh; run.sh unpacks them.
+tar -czf "$folder/bin.tar.gz" -C "$folder" bin
+rm -r "$folder/bin"
 cp -r tests/golden "$folder/tests/"
 cp -r models "$folder/"
 
@@ -61,6 +64,9 @@ case $1 in tests | bench) ;; *) usage ;; esac
 if [ "$(uname -sm)" != "Linux x86_64" ]; then
     say "this bundle is for Linux on x86-64, not for $(uname -sm)"
     exit 1
+fi
+if [ ! -d bin ]; then
+    tar -xzf bin.tar.gz
 fi
 # One token of a tiny model tells whether program, driver and GPU get on.
 if ! said=$(bin/trimtab search --device cuda --method sample --base tests/golden/gpt2 \
