@@ -1,235 +1,365 @@
-//! Every op on a device, with real models' shapes and random numbers: time, bytes, operations, and
-//! the share of what the device's own page copies and its best matmul reach in the same run.
+//! Every op on a device, with real models' shapes and random numbers: how long it takes, what it moves
+//! and computes in that time, and how near that is to the device's own page copies or its best
+//! matmul, both measured in the same run.
 //!
-//! `cargo bench --bench device -- --device cuda [--shape gpt2]... [--json]`; the bundle that
+//! `cargo bench --bench device -- --device cuda [--shape gpt2]... [--json FILE]`; the bundle that
 //! tools/bundle.sh makes runs it on machines without cargo. criterion's statistics would need the
 //! device to be waited for after every launch; here many launches are timed together.
 #![allow(clippy::unwrap_used)]
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
+use clap::{Parser, ValueEnum};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::CudaBackend;
-use trimtab::backend::{Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow, Segment};
+use trimtab::backend::{
+    Advance, Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow, Segment,
+};
+use trimtab::cli::bench::{
+    Fence, Format, Machine, Measured, Origin, Row, Shape, Work, print, save,
+};
+use trimtab::engine::Config;
+use trimtab::engine::config::{Activation, Norm, Position};
+use trimtab::error::Result;
 use trimtab::philox::Draw;
-use trimtab::tensor::{Element, HostMatrix, bf16};
+use trimtab::tensor::{Element, HostMatrix, bf16, random};
 
 const REPEATS: usize = 5;
-/// Long enough for a clock, short enough for hundreds of rows.
-const SECONDS_PER_REPEAT: f64 = 0.02;
+/// Seconds: long enough for a clock, short enough for hundreds of rows.
+const TIMED: f64 = 0.02;
+/// Bytes: weights, keys and values of an op are taken from so many in turn, as those of a model's
+/// layers are, and not from a cache.
+const BEYOND_CACHES: usize = 192 << 20;
+/// Rows of a decode step.
+const FEW: usize = 16;
 
-#[derive(Clone, Copy)]
-struct Shape {
-    name: &'static str,
-    heads: Heads,
-    width: usize,
-    feed_forward: usize,
-    vocab: usize,
+/// Where to compute
+#[derive(Clone, Copy, ValueEnum)]
+enum Device {
+    Cpu,
+    Cuda,
 }
 
-const SHAPES: [Shape; 4] = [
-    Shape {
-        name: "gpt2",
-        heads: Heads { query: 12, kv: 12, dim: 64 },
-        width: 768,
-        feed_forward: 3072,
-        vocab: 50_257,
-    },
-    Shape {
-        name: "gpt2-xl",
-        heads: Heads { query: 25, kv: 25, dim: 64 },
-        width: 1600,
-        feed_forward: 6400,
-        vocab: 50_257,
-    },
-    Shape {
-        name: "llama-1b",
-        heads: Heads { query: 32, kv: 8, dim: 64 },
-        width: 2048,
-        feed_forward: 8192,
-        vocab: 128_256,
-    },
-    Shape {
-        name: "llama-8b",
-        heads: Heads { query: 32, kv: 8, dim: 128 },
-        width: 4096,
-        feed_forward: 14_336,
-        vocab: 128_256,
-    },
-];
+/// Times every op on a device.
+#[derive(Parser)]
+struct Args {
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Device,
+    /// Models' shapes [default: gpt2, gpt2-xl, llama-1b, llama-8b]
+    #[arg(long, value_enum)]
+    shape: Vec<Shape>,
+    /// Also write lines of JSON there
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// What cargo adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
-/// Times ops on one device and prints a row for each.
+fn main() {
+    let args = Args::parse();
+    let done = match args.device {
+        Device::Cpu => {
+            let cpu = Arc::new(CpuBackend::new(None).unwrap());
+            cpu.enter(|| run(&cpu, &args))
+        }
+        Device::Cuda => CudaBackend::open().and_then(|gpu| run(&Arc::new(gpu), &args)),
+    };
+    if let Err(error) = done {
+        eprintln!("device: {error}");
+        std::process::exit(2);
+    }
+}
+
+/// All rows for the wanted shapes.
+fn run<B: Measured>(backend: &Arc<B>, args: &Args) -> Result<()> {
+    let all = [Shape::Gpt2, Shape::Gpt2Xl, Shape::Llama1b, Shape::Llama8b];
+    let shapes = if args.shape.is_empty() { &all[..] } else { &args.shape };
+    let (machine, fence) = (Machine::measure(backend)?, Fence::new(backend)?);
+    let mut rows = machine.rows("kernels");
+    for &shape in shapes {
+        eprintln!("device: {}", shape.name());
+        let config = shape.config()?;
+        let mut bench =
+            Bench { backend, machine: &machine, fence: &fence, shape, config, rows: Vec::new() };
+        for count in [1, FEW, 64, 512] {
+            bench.products(count)?;
+        }
+        bench.rowwise(FEW)?;
+        bench.head(FEW)?;
+        bench.cache(FEW)?;
+        for (sequences, new, end) in [(16, 1, 128), (16, 1, 1000), (16, 30, 300), (1, 512, 512)] {
+            bench.attention(sequences, new, end, 0)?;
+        }
+        // Candidates that share a prompt.
+        bench.attention(16, 1, 1000, 992)?;
+        rows.extend(bench.rows);
+    }
+    let origin = Origin::now(backend.describe());
+    args.json.as_ref().map_or(Ok(()), |file| save(&rows, file, &origin))?;
+    print(&rows, Format::Table, &origin)
+}
+
+/// Times ops of one model on one device.
 struct Bench<'a, B: Backend> {
-    backend: &'a B,
-    json: bool,
-    /// Copied and written bytes per second of copy_pages.
-    bandwidth: f64,
-    probe: B::Buffer<u32>,
+    backend: &'a Arc<B>,
+    machine: &'a Machine,
+    fence: &'a Fence<B>,
+    shape: Shape,
+    config: Config,
+    rows: Vec<Row>,
 }
 
 impl<B: Backend> Bench<'_, B> {
     /// Random numbers between −1 and 1 on the device.
-    fn numbers<T: Element>(&self, len: usize) -> B::Buffer<T> {
-        let mut state = 0x9E37_79B9_u32;
-        let values: Vec<T> = (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                T::from_f64(f64::from(state >> 8) / f64::from(1 << 23) - 1.0)
-            })
-            .collect();
-        self.upload(&values)
+    fn numbers<T: Element>(&self, len: usize) -> Result<B::Buffer<T>> {
+        let numbers = random(len as u64, 1.0, len).into_iter();
+        self.upload(&numbers.map(|number| T::from_f64(number.to_f64())).collect::<Vec<T>>())
     }
 
-    fn upload<T: Element>(&self, values: &[T]) -> B::Buffer<T> {
-        let mut buffer = self.backend.alloc(values.len()).unwrap();
-        self.backend.upload(values, &mut buffer).unwrap();
-        buffer
+    fn upload<T: Element>(&self, values: &[T]) -> Result<B::Buffer<T>> {
+        let mut buffer = self.backend.alloc(values.len())?;
+        self.backend.upload(values, &mut buffer)?;
+        Ok(buffer)
     }
 
-    fn matrix(&self, rows: usize, cols: usize) -> B::Matrix {
-        let data: Vec<bf16> =
-            (0..rows * cols).map(|i| bf16::from_f32((i % 8191) as f32 / 4096.0 - 1.0)).collect();
-        self.backend.matrix(HostMatrix::new(rows, cols, data)).unwrap()
+    /// Matrices of one shape, more than fit into a cache.
+    fn matrices(&self, rows: usize, cols: usize) -> Result<Vec<B::Matrix>> {
+        let data = random(1, 1.0, rows * cols);
+        let count = BEYOND_CACHES.div_ceil(size_of_val(&data[..]));
+        (0..count).map(|_| self.backend.matrix(HostMatrix::new(rows, cols, &data[..]))).collect()
     }
 
-    /// Seconds that `op` takes: the median of some repeats of many launches.
-    fn seconds(&self, mut op: impl FnMut()) -> f64 {
-        let mut probe = [0];
-        let mut time = |launches: usize| {
-            self.backend.download(&self.probe, &mut probe).unwrap();
+    /// Seconds that `op` takes, given how many times it was called before: some repeats of many
+    /// launches.
+    fn seconds(&self, mut op: impl FnMut(usize) -> Result<()>) -> Result<Vec<f64>> {
+        let mut turn = 0;
+        let mut time = |launches: usize| -> Result<f64> {
+            self.fence.wait()?;
             let started = Instant::now();
             for _ in 0..launches {
-                op();
+                op(turn)?;
+                turn += 1;
             }
-            self.backend.download(&self.probe, &mut probe).unwrap();
-            started.elapsed().as_secs_f64() / launches as f64
+            self.fence.wait()?;
+            Ok(started.elapsed().as_secs_f64() / launches as f64)
         };
-        time(2);
-        let launches = (SECONDS_PER_REPEAT / time(1)).clamp(1.0, 1000.0) as usize;
-        let mut times: Vec<f64> = (0..REPEATS).map(|_| time(launches)).collect();
-        times.sort_by(f64::total_cmp);
-        times[REPEATS / 2]
+        time(2)?;
+        let launches = (TIMED / time(1)?).clamp(1.0, 1000.0) as usize;
+        (0..REPEATS).map(|_| time(launches)).collect()
     }
 
-    /// Times `op`, which moves `bytes` and adds and multiplies `flops` times.
-    fn row(&self, name: &str, bytes: usize, flops: usize, op: impl FnMut()) {
-        let seconds = self.seconds(op);
-        let (gb, tflops) = (bytes as f64 / seconds / 1e9, flops as f64 / seconds / 1e12);
-        let share = bytes as f64 / seconds / self.bandwidth;
-        if self.json {
-            let row = serde_json::json!({"name": name, "unit": "us", "median": seconds * 1e6,
-                "n": REPEATS, "gb_per_s": gb, "tflop_per_s": tflops, "share_of_copy": share});
-            println!("{row}");
-        } else {
-            let us = seconds * 1e6;
-            println!(
-                "{name:<44} {us:>10.1} µs {gb:>9.1} GB/s {:>5.0} % {tflops:>9.2} TFLOP/s",
-                share * 100.0
-            );
-        }
+    /// Times `op`, which moves `bytes` and adds and multiplies `operations` times for so many rows.
+    fn row(
+        &mut self,
+        name: &str,
+        count: usize,
+        bytes: usize,
+        operations: usize,
+        op: impl FnMut(usize) -> Result<()>,
+    ) -> Result<()> {
+        let work = Work { bytes: bytes as f64, operations: operations as f64 };
+        let row = Row::new("kernels", name, "s", self.seconds(op)?).worked(self.machine, work);
+        self.rows.push(Row { setting: self.shape.name().into(), batch: Some(count), ..row });
+        Ok(())
     }
 
-    fn products(&self, shape: &Shape, rows: usize) {
-        let Shape { name, heads, width, feed_forward, vocab } = *shape;
-        for (what, inputs, outputs) in
-            [("qkv", width, heads.qkv_width()), ("up", width, feed_forward)]
+    /// The matmuls of a layer, and the log-probabilities of given tokens.
+    fn products(&mut self, count: usize) -> Result<()> {
+        let backend = self.backend;
+        let Config { heads, width, feed_forward, vocab, .. } = self.config;
+        let gated = match self.config.activation {
+            Activation::Gelu => 1,
+            Activation::SiluGate => 2,
+        };
+        for (name, inputs, outputs) in
+            [("matmul qkv", width, heads.qkv_width()), ("matmul up", width, gated * feed_forward)]
         {
-            let (x, weight) = (self.numbers::<bf16>(rows * inputs), self.matrix(outputs, inputs));
-            let mut out = self.numbers::<bf16>(rows * outputs);
-            let bytes = 2 * (inputs * outputs + rows * (inputs + outputs));
-            let name = format!("matmul/{name}/{what}/{rows}");
-            self.row(&name, bytes, 2 * rows * inputs * outputs, || {
-                self.backend.matmul(rows, &x, &weight, None, &mut out).unwrap();
-            });
+            let (x, weights) =
+                (self.numbers::<bf16>(count * inputs)?, self.matrices(outputs, inputs)?);
+            let mut out = self.numbers::<bf16>(count * outputs)?;
+            let bytes = 2 * (inputs * outputs + count * (inputs + outputs));
+            self.row(name, count, bytes, 2 * count * inputs * outputs, |turn| {
+                backend.matmul(count, &x, &weights[turn % weights.len()], None, &mut out)
+            })?;
         }
-        let (x, weight) =
-            (self.numbers::<bf16>(rows * feed_forward), self.matrix(width, feed_forward));
-        let mut residual = self.numbers::<f32>(rows * width);
-        let bytes = 2 * (feed_forward * width + rows * feed_forward) + 8 * rows * width;
-        let flops = 2 * rows * feed_forward * width;
-        self.row(&format!("matmul_add/{name}/down/{rows}"), bytes, flops, || {
-            self.backend.matmul_add(rows, &x, &weight, None, &mut residual).unwrap();
-        });
-        let (x, head) = (self.numbers::<bf16>(rows * width), self.matrix(vocab, width));
-        let flops = 2 * rows * width * vocab;
-        if rows <= 64 {
-            let mut logits = self.numbers::<f32>(rows * vocab);
-            let bytes = 2 * width * vocab + 4 * rows * vocab;
-            self.row(&format!("logits/{name}/{rows}"), bytes, flops, || {
-                self.backend.logits(rows, &x, &head, &mut logits).unwrap();
-            });
-            let settings: Vec<SampleRow> = (0..rows as u32)
-                .map(|candidate| SampleRow {
-                    temperature: 0.7,
-                    top_k: 50,
-                    top_p: 1.0,
-                    draw: Draw { candidate, ..Draw::default() },
+        for (name, inputs) in
+            [("matmul_add output", heads.query_width()), ("matmul_add down", feed_forward)]
+        {
+            let (x, weights) =
+                (self.numbers::<bf16>(count * inputs)?, self.matrices(width, inputs)?);
+            let mut residual = self.numbers::<f32>(count * width)?;
+            let bytes = 2 * (inputs * width + count * inputs) + 8 * count * width;
+            self.row(name, count, bytes, 2 * count * inputs * width, |turn| {
+                backend.matmul_add(count, &x, &weights[turn % weights.len()], None, &mut residual)
+            })?;
+        }
+        let (x, heads) = (self.numbers::<bf16>(count * width)?, self.matrices(vocab, width)?);
+        let targets = self.upload(&vec![7; count])?;
+        let mut logprobs = self.numbers::<f32>(count)?;
+        self.row("logprobs", count, 2 * width * vocab, 2 * count * width * vocab, |turn| {
+            let head = &heads[turn % heads.len()];
+            backend.logprobs(count, &x, head, &targets, &mut logprobs)
+        })
+    }
+
+    /// What walks over rows.
+    fn rowwise(&mut self, count: usize) -> Result<()> {
+        let backend = self.backend;
+        let Config { width, feed_forward, vocab, context, heads, .. } = self.config;
+        let (x, weight) = (self.numbers::<f32>(count * width)?, self.numbers::<f32>(width)?);
+        let mut out = self.numbers::<f32>(count * width)?;
+        let mut half = self.numbers::<bf16>(count * 2 * feed_forward)?;
+        let ids = self.upload(&(0..count as u32).map(|row| row * 61).collect::<Vec<_>>())?;
+        let table = self.matrices(vocab, width)?;
+        self.row("embed", count, 6 * count * width, 0, |turn| {
+            backend.embed(count, &ids, &table[turn % table.len()], &mut out)
+        })?;
+        drop(table);
+        match self.config.norm {
+            Norm::Rms(eps) => self.row("rms_norm", count, 6 * count * width, 0, |_| {
+                backend.rms_norm(count, &x, &weight, eps, &mut half)
+            })?,
+            Norm::Layer(eps) => self.row("layer_norm", count, 6 * count * width, 0, |_| {
+                backend.layer_norm(count, &x, &weight, &weight, eps, &mut half)
+            })?,
+        }
+        match self.config.position {
+            Position::Learned => {
+                let table = self.matrices(context, width)?;
+                self.row("embed_add", count, 10 * count * width, 0, |turn| {
+                    backend.embed_add(count, &ids, &table[turn % table.len()], &mut out)
+                })?;
+            }
+            Position::Rotary(_) => {
+                let cos_sin = self.numbers::<f32>(count * 61 * heads.dim)?;
+                let mut qkv = self.numbers::<bf16>(count * heads.qkv_width())?;
+                let turned = (heads.query + heads.kv) * heads.dim;
+                self.row("rope", count, count * (4 * turned + 4 * heads.dim), 0, |_| {
+                    backend.rope(count, heads, &ids, &cos_sin, &mut qkv)
+                })?;
+            }
+        }
+        match self.config.activation {
+            Activation::Gelu => self.row("gelu", count, 4 * count * feed_forward, 0, |_| {
+                backend.gelu(count, feed_forward, &mut half)
+            }),
+            Activation::SiluGate => {
+                let mut gated = self.numbers::<bf16>(count * feed_forward)?;
+                self.row("silu_gate", count, 6 * count * feed_forward, 0, |_| {
+                    backend.silu_gate(count, feed_forward, &half, &mut gated)
                 })
-                .collect();
-            let mut tokens = self.upload(&vec![0; rows]);
-            self.row(&format!("sample/{name}/{rows}"), 4 * rows * vocab, 0, || {
-                self.backend.sample(&settings, vocab, &logits, &mut tokens).unwrap();
-            });
+            }
         }
-        let targets = self.upload(&vec![7; rows]);
-        let mut logprobs = self.numbers::<f32>(rows);
-        self.row(&format!("logprobs/{name}/{rows}"), 2 * width * vocab, flops, || {
-            self.backend.logprobs(rows, &x, &head, &targets, &mut logprobs).unwrap();
-        });
     }
 
-    fn rowwise(&self, shape: &Shape, rows: usize) {
-        let Shape { name, width, feed_forward, .. } = *shape;
-        let (x, vector) = (self.numbers::<f32>(rows * width), self.numbers::<f32>(width));
-        let mut half = self.numbers::<bf16>(rows * 2 * feed_forward);
-        let mut gated = self.numbers::<bf16>(rows * feed_forward);
-        self.row(&format!("rms_norm/{name}/{rows}"), 6 * rows * width, 0, || {
-            self.backend.rms_norm(rows, &x, &vector, 1e-5, &mut half).unwrap();
-        });
-        self.row(&format!("layer_norm/{name}/{rows}"), 6 * rows * width, 0, || {
-            self.backend.layer_norm(rows, &x, &vector, &vector, 1e-5, &mut half).unwrap();
-        });
-        self.row(&format!("gelu/{name}/{rows}"), 4 * rows * feed_forward, 0, || {
-            self.backend.gelu(rows, feed_forward, &mut half).unwrap();
-        });
-        self.row(&format!("silu_gate/{name}/{rows}"), 6 * rows * feed_forward, 0, || {
-            self.backend.silu_gate(rows, feed_forward, &half, &mut gated).unwrap();
-        });
-    }
-
-    /// One layer; each of `sequences` has `rows` new rows that end at `end`, and all share the first
-    /// `shared` positions, whole pages. The bytes are those of distinct pages.
-    fn attention(&self, shape: &Shape, sequences: usize, rows: usize, end: usize, shared: usize) {
-        let heads = shape.heads;
-        let stride = end.div_ceil(PAGE_LEN);
-        let prompt = shared / PAGE_LEN;
-        let own = stride - prompt;
-        let pool_shape = PoolShape { layers: 1, pages: prompt + sequences * own, heads };
-        let (pool, all) = (self.numbers::<bf16>(pool_shape.len()), sequences * rows);
-        let qkv = self.numbers::<bf16>(all * heads.qkv_width());
-        let mut out = self.numbers::<bf16>(all * heads.query_width());
-        let first_position = end - rows;
-        let segments: Vec<Segment> = (0..sequences)
-            .map(|index| Segment { first_row: index * rows, rows, first_position })
+    /// From the last activations to the next tokens.
+    fn head(&mut self, count: usize) -> Result<()> {
+        let backend = self.backend;
+        let Config { width, vocab, .. } = self.config;
+        for count in [1, count] {
+            let (x, heads) = (self.numbers::<bf16>(count * width)?, self.matrices(vocab, width)?);
+            let mut logits = self.numbers::<f32>(count * vocab)?;
+            let bytes = 2 * width * (vocab + count) + 4 * count * vocab;
+            self.row("logits", count, bytes, 2 * count * width * vocab, |turn| {
+                backend.logits(count, &x, &heads[turn % heads.len()], &mut logits)
+            })?;
+        }
+        let (tuned, untuned) =
+            (self.numbers::<f32>(count * vocab)?, self.numbers::<f32>(count * vocab)?);
+        let mut logits = self.numbers::<f32>(count * vocab)?;
+        self.row("add_guidance", count, 16 * count * vocab, 0, |_| {
+            backend.add_guidance(count, vocab, 1e-9, &tuned, &untuned, &mut logits)
+        })?;
+        let draws: Vec<SampleRow> = (0..count as u32)
+            .map(|candidate| SampleRow {
+                temperature: 0.7,
+                top_k: 50,
+                top_p: 1.0,
+                draw: Draw { candidate, ..Draw::default() },
+            })
             .collect();
-        let position = |row| (first_position + row % rows) as u32;
-        let positions = self.upload(&(0..all).map(position).collect::<Vec<_>>());
+        let mut drawn = self.upload(&vec![0; count])?;
+        self.row("sample", count, 4 * count * vocab, 0, |_| {
+            backend.sample(&draws, vocab, &tuned, &mut drawn)
+        })?;
+        let (tables, ends) = (self.upload(&vec![3; count * 64])?, self.upload(&[u32::MAX])?);
+        let mut tokens = self.upload(&vec![0; count])?;
+        let mut positions = self.upload(&vec![0; count])?;
+        let mut slots = self.upload(&vec![0; count])?;
+        let mut history = self.upload(&vec![0; count])?;
+        self.row("advance", count, 24 * count, 0, |_| {
+            backend.advance(Advance {
+                rows: count,
+                step: 0,
+                drawn: &drawn,
+                ends: &ends,
+                tables: &tables,
+                table_stride: 64,
+                tokens: &mut tokens,
+                positions: &mut positions,
+                slots: &mut slots,
+                history: &mut history,
+            })
+        })
+    }
+
+    /// Keys and values of `count` rows on their way into pages, and copies of so many pages.
+    fn cache(&mut self, count: usize) -> Result<()> {
+        let backend = self.backend;
+        let Config { heads, layers, .. } = self.config;
+        let shape = PoolShape { layers, pages: 2 * count, heads };
+        let mut pool = self.numbers::<bf16>(shape.len())?;
+        let qkv = self.numbers::<bf16>(count * heads.qkv_width())?;
+        let slots: Vec<u32> = (0..count).map(|row| (row * PAGE_LEN) as u32).collect();
+        let slots = self.upload(&slots)?;
+        self.row("store_kv", count, 8 * count * heads.kv * heads.dim, 0, |turn| {
+            backend.store_kv(count, turn % layers, shape, &qkv, &slots, &mut pool)
+        })?;
+        let copies: Vec<(u32, u32)> =
+            (0..count as u32).map(|page| (page, page + count as u32)).collect();
+        self.row("copy_pages", count, 2 * count * shape.page_bytes(), 0, |_| {
+            backend.copy_pages(shape, &copies, &mut pool)
+        })
+    }
+
+    /// One layer; each of `sequences` has `new` rows that end at position `end`, and all have the
+    /// pages of the first `shared` positions in common. The bytes are those of distinct pages.
+    fn attention(&mut self, sequences: usize, new: usize, end: usize, shared: usize) -> Result<()> {
+        let (backend, heads): (_, Heads) = (self.backend, self.config.heads);
+        let (stride, common) = (end.div_ceil(PAGE_LEN), shared / PAGE_LEN);
+        let own = stride - common;
+        let layer = PoolShape { layers: 1, pages: common + sequences * own, heads };
+        let shape = PoolShape { layers: BEYOND_CACHES.div_ceil(2 * layer.len()), ..layer };
+        let (pool, all) = (self.numbers::<bf16>(shape.len())?, sequences * new);
+        let qkv = self.numbers::<bf16>(all * heads.qkv_width())?;
+        let mut out = self.numbers::<bf16>(all * heads.query_width())?;
+        let first_position = end - new;
+        let segments: Vec<Segment> = (0..sequences)
+            .map(|index| Segment { first_row: index * new, rows: new, first_position })
+            .collect();
+        let position = |row| (first_position + row % new) as u32;
+        let positions = self.upload(&(0..all).map(position).collect::<Vec<_>>())?;
         let row_segments =
-            self.upload(&(0..all).map(|row| (row / rows) as u32).collect::<Vec<_>>());
+            self.upload(&(0..all).map(|row| (row / new) as u32).collect::<Vec<_>>())?;
         let page = |sequence: usize, index: usize| {
-            (index + if index < prompt { 0 } else { sequence * own }) as u32
+            (index + if index < common { 0 } else { sequence * own }) as u32
         };
         let table = |sequence| (0..stride).map(move |index| page(sequence, index));
-        let tables = self.upload(&(0..sequences).flat_map(table).collect::<Vec<_>>());
+        let tables = self.upload(&(0..sequences).flat_map(table).collect::<Vec<_>>())?;
         let distinct = shared + sequences * (end - shared);
-        let bytes = distinct * heads.kv * heads.dim * 4;
-        let flops = 4 * all * end * heads.query * heads.dim;
+        let bytes = distinct * heads.kv * heads.dim * 4
+            + all * 2 * (heads.qkv_width() + heads.query_width());
+        let seen: usize = (first_position + 1..=end).sum::<usize>() * sequences;
+        let operations = 4 * seen * heads.query * heads.dim;
         let sharing = if shared > 0 { format!(", {shared} shared") } else { String::new() };
-        let name = format!("attention/{}/{sequences} x {rows} to {end}{sharing}", shape.name);
-        self.row(&name, bytes, flops, || {
-            let args = Attention {
-                layer: 0,
-                shape: pool_shape,
+        self.row(&format!("attention to {end}{sharing}"), all, bytes, operations, |turn| {
+            backend.attention(Attention {
+                layer: turn % shape.layers,
+                shape,
                 window: None,
                 scale: 0.1,
                 qkv: &qkv,
@@ -240,69 +370,7 @@ impl<B: Backend> Bench<'_, B> {
                 tables: &tables,
                 table_stride: stride,
                 out: &mut out,
-            };
-            self.backend.attention(args).unwrap();
-        });
-    }
-}
-
-/// All rows for the wanted shapes.
-fn run<B: Backend>(backend: &B, wanted: &[String], json: bool) {
-    eprintln!("{}", backend.describe());
-    let probe = backend.alloc(1).unwrap();
-    let mut bench = Bench { backend, json, bandwidth: f64::NAN, probe };
-    // Pages of a large model: 256 copies of 4 MB, beyond any cache.
-    let heads = Heads { query: 32, kv: 32, dim: 128 };
-    let shape = PoolShape { layers: 16, pages: 512, heads };
-    let copies: Vec<(u32, u32)> = (0..256).map(|page| (page, page + 256)).collect();
-    let bytes = 2 * copies.len() * shape.page_bytes();
-    let mut pool = backend.alloc(shape.len()).unwrap();
-    let seconds = bench.seconds(|| backend.copy_pages(shape, &copies, &mut pool).unwrap());
-    bench.bandwidth = bytes as f64 / seconds;
-    bench.row("copy_pages", bytes, 0, || backend.copy_pages(shape, &copies, &mut pool).unwrap());
-    drop(pool);
-    for shape in SHAPES {
-        if !wanted.is_empty() && !wanted.iter().any(|name| name == shape.name) {
-            continue;
-        }
-        for rows in [1, 16, 64, 512] {
-            bench.products(&shape, rows);
-        }
-        bench.rowwise(&shape, 16);
-        for (sequences, rows, end, shared) in [
-            (16, 1, 128, 0),
-            (16, 1, 1000, 0),
-            // Candidates of one prompt, decoded and scored.
-            (16, 1, 1030, 1000 / PAGE_LEN * PAGE_LEN),
-            (16, 30, 1030, 1000 / PAGE_LEN * PAGE_LEN),
-            (16, 30, 300, 0),
-            (1, 512, 512, 0),
-        ] {
-            bench.attention(&shape, sequences, rows, end, shared);
-        }
-    }
-}
-
-fn main() {
-    let mut wanted = Vec::new();
-    let (mut device, mut json) = ("cpu".to_owned(), false);
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--device" => device = args.next().expect("--device needs a name"),
-            "--shape" => wanted.push(args.next().expect("--shape needs a name")),
-            "--json" => json = true,
-            // What cargo adds.
-            "--bench" => {}
-            _ => panic!("{arg} is not known: --device cpu|cuda, --shape NAME, --json"),
-        }
-    }
-    match device.as_str() {
-        "cpu" => {
-            let cpu = CpuBackend::new(None).unwrap();
-            cpu.enter(|| run(&cpu, &wanted, json));
-        }
-        "cuda" => run(&CudaBackend::open().unwrap(), &wanted, json),
-        _ => panic!("--device {device} is not known: cpu or cuda"),
+            })
+        })
     }
 }

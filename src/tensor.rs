@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 pub use half::bf16;
+use rayon::prelude::*;
 
 /// Tokens whose keys and values lie in one page of the K/V cache.
 pub const PAGE_LEN: usize = 16;
@@ -66,4 +67,17 @@ impl<'a> HostMatrix<'a> {
     pub fn row(&self, row: usize) -> &[bf16] {
         &self.data[row * self.cols..][..self.cols]
     }
+}
+
+/// `len` numbers evenly distributed between −`widest` and `widest`, for measuring: the same for the
+/// same seed, on any number of threads.
+pub fn random(seed: u64, widest: f32, len: usize) -> Vec<bf16> {
+    // splitmix64 of the place, so that threads need not wait for one another.
+    let number = |place: usize| {
+        let mut bits = seed.wrapping_add((place as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bf16::from_f32(((bits >> 40) as f32 / (1 << 23) as f32 - 1.0) * widest)
+    };
+    (0..len).into_par_iter().with_min_len(1 << 12).map(number).collect()
 }

@@ -5,77 +5,161 @@
 #     tools/bundle.sh [FOLDER]          default: target/bundle
 #
 # There, `./run.sh tests` runs everything on the GPU, and under compute-sanitizer where it exists;
-# `./run.sh bench` measures, results as JSON under results/.
+# `./run.sh bench` measures; results are under results/, as text and as lines of JSON.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 folder=${1:-target/bundle}
+limit_mib=60
 if [ ! -x .toolchain/nvcc ] && ! command -v nvcc >/dev/null; then
-    echo "nvcc is missing: run tools/toolchain.sh first" >&2
+    echo "bundle.sh: nvcc is missing: run tools/toolchain.sh first" >&2
+    exit 1
+fi
+if [ -e "$folder" ] && [ ! -e "$folder/run.sh" ]; then
+    echo "bundle.sh: $folder exists and is no bundle: name another folder" >&2
     exit 1
 fi
 rm -rf "$folder"
-mkdir -p "$folder/bin"
+mkdir -p "$folder/bin" "$folder/tests"
 
-# The tests read golden values and models below the folder that they were built in.
+# The tests look for the program in the folder that they were built in.
 root=$PWD
+export CARGO_TARGET_DIR=target
+tests=(kernels models guide cli server remote)
 cargo build --release --locked
-list() { sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'; }
-names=(kernels models cli device)
-cargo test --release --locked --no-run --message-format json \
-    --test kernels --test models --test cli 2>/dev/null | list >"$folder/executables"
-cargo bench --locked --no-run --message-format json --bench device 2>/dev/null | list >>"$folder/executables"
-cp target/release/trimtab "$folder/bin/"
-for name in "${names[@]}"; do
-    from=$(grep -E "/$name-[0-9a-f]+$" "$folder/executables" | tail -n 1)
+cargo test --release --locked --no-run --message-format json "${tests[@]/#/--test=}" >"$folder/messages"
+cargo bench --locked --no-run --message-format json --bench device >>"$folder/messages"
+for name in "${tests[@]}" device; do
+    from=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$folder/messages" | grep -E "/$name-[0-9a-f]+$" | tail -n 1)
     cp "$from" "$folder/bin/$name"
 done
-rm "$folder/executables"
+rm "$folder/messages"
+cp target/release/trimtab "$folder/bin/"
 strip "$folder"/bin/*
-mkdir -p "$folder/tests"
+# Uncompressed they would be most of what the folder may weigh; run.sh unpacks them.
+tar -czf "$folder/bin.tar.gz" -C "$folder" bin
+rm -r "$folder/bin"
 cp -r tests/golden "$folder/tests/"
 cp -r models "$folder/"
 
-cat >"$folder/run.sh" <<RUN
-#!/usr/bin/env bash
-# Made by tools/bundle.sh of trimtab.
+{
+    echo '#!/usr/bin/env bash'
+    printf 'root=%q\n' "$root"
+    cat <<'RUN'
+# Made by tools/bundle.sh of trimtab: tests and benches on this machine's GPU.
 set -euo pipefail
-cd "\$(dirname "\$0")"
-here=\$PWD
+cd "$(dirname "$0")"
+here=$PWD
 
-# The executables look for their files, and for the program, where they were built.
-if [ ! -e "$root" ]; then
-    mkdir -p "$root/target"
-    ln -s "\$here/tests" "$root/tests"
-    ln -s "\$here/models" "$root/models"
-    ln -s "\$here/bin" "$root/target/release"
+say() { echo "run.sh: $*" >&2; }
+
+usage() {
+    echo "usage: ./run.sh tests    all tests on the GPU, and the kernels' under compute-sanitizer" >&2
+    echo "       ./run.sh bench    kernels, models and searches, beside what the GPU allows" >&2
+    exit 2
+}
+[ $# -eq 1 ] || usage
+case $1 in tests | bench) ;; *) usage ;; esac
+
+if [ "$(uname -sm)" != "Linux x86_64" ]; then
+    say "this bundle is for Linux on x86-64, not for $(uname -sm)"
+    exit 1
+fi
+if [ ! -d bin ]; then
+    tar -xzf bin.tar.gz
+fi
+# One token of a tiny model tells whether program, driver and GPU get on.
+if ! said=$(bin/trimtab search --device cuda --method sample --base tests/golden/gpt2 \
+    --prompt x --max-new-tokens 1 2>&1 >/dev/null); then
+    say "the GPU cannot be used: $said"
+    exit 1
 fi
 mkdir -p results
-export TRIMTAB_TEST_DEVICE=cuda
-
-case "\${1:-}" in
-tests)
+{
+    date -u +%FT%TZ
     bin/trimtab devices
-    bin/kernels
-    bin/models --nocapture
-    bin/cli --skip devices
-    if command -v compute-sanitizer >/dev/null; then
-        for tool in memcheck racecheck; do
-            compute-sanitizer --tool \$tool --error-exitcode 1 bin/kernels --test-threads 1
-        done
-    else
-        echo "compute-sanitizer was not found: memory and races were not checked"
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv || true
     fi
-    ;;
-bench)
-    bin/device --device cuda
-    bin/device --device cuda --json >results/kernels.json
-    ;;
-*)
-    echo "usage: ./run.sh tests | bench" >&2
-    exit 2
-    ;;
-esac
+} | tee results/machine.txt
+
+failed=()
+# Runs a command, its results also in a file under results/; goes on where it fails.
+step() {
+    local file=$1
+    shift
+    echo "== $*"
+    "$@" | tee "results/$file.txt" || failed+=("$*")
+}
+
+tests() {
+    # The tests look for their files, and for the program, in the folder that they were built in.
+    if [ ! -e "$root" ] || [ -L "$root/tests" ]; then
+        if ! mkdir -p "$root/target"; then
+            say "the tests look for their files in $root, which cannot be made: make it yours first"
+            exit 1
+        fi
+        ln -sfn "$here/tests" "$root/tests"
+        ln -sfn "$here/models" "$root/models"
+        ln -sfn "$here/bin" "$root/target/release"
+    fi
+    # The first is for the tests, the second for the programs that they start.
+    export TRIMTAB_TEST_DEVICE=cuda TRIMTAB_DEVICE=cuda
+    step test-kernels bin/kernels
+    step test-models bin/models --nocapture
+    step test-guide bin/guide
+    # Those of `trimtab devices` are for machines without a GPU.
+    step test-cli bin/cli --skip devices::
+    step test-server bin/server --test-threads 2
+    step test-remote bin/remote --test-threads 2
+
+    local sanitizer
+    sanitizer=$(command -v compute-sanitizer || command -v /usr/local/cuda/bin/compute-sanitizer || true)
+    if [ -z "$sanitizer" ]; then
+        say "compute-sanitizer was not found: memory and races were not checked"
+        return
+    fi
+    for tool in memcheck racecheck; do
+        step "$tool-kernels" "$sanitizer" --tool $tool --error-exitcode 1 bin/kernels --test-threads 1
+        step "$tool-models" "$sanitizer" --tool $tool --error-exitcode 1 bin/models --test-threads 1 kernels
+    done
+}
+
+bench() {
+    step kernels bin/device --device cuda --json results/kernels.json
+    local shape pair base guide l
+    for shape in gpt2 gpt2-xl llama-1b llama-8b; do
+        step "decode-$shape" bin/trimtab bench decode --device cuda --shape $shape --batch 1,4,16,32 \
+            --prompt-len 256 --max-new-tokens 128 --json "results/decode-$shape.json"
+        step "score-$shape" bin/trimtab bench score --device cuda --shape $shape --batch 1,16 \
+            --prompt-len 512 --json "results/score-$shape.json"
+    done
+    for pair in gpt2:gpt2 gpt2-xl:gpt2 llama-1b:llama-1b llama-8b:llama-1b; do
+        base=${pair%:*} guide=${pair#*:}
+        for l in 10 30; do
+            step "search-$base-$l" bin/trimtab bench search --device cuda --shape $base \
+                --guide-shape $guide -w 4 -k 4 -l $l --prompt-len 128 --max-new-tokens 120 \
+                --concurrency 1,8 --json "results/search-$base-$l.json"
+        done
+        step "cost-$base" bin/trimtab bench search --device cuda --shape $base --guide-shape $guide \
+            -w 4 -k 4 -l 10 --prompt-len 128 --plot "results/cost-$base.svg"
+    done
+}
+
+$1
+if [ ${#failed[@]} -gt 0 ]; then
+    say "${#failed[@]} failed:"
+    printf '  %s\n' "${failed[@]}" >&2
+    exit 1
+fi
+say "all is well; what was printed is under $here/results"
 RUN
+} >"$folder/run.sh"
 chmod +x "$folder/run.sh"
-du -sh "$folder"
+
+mib=$(du -sm "$folder" | cut -f1)
+echo "$folder: $mib MiB"
+if [ "$mib" -ge $limit_mib ]; then
+    echo "bundle.sh: that is not under $limit_mib MiB" >&2
+    exit 1
+fi

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 
 use super::Done;
+use super::bench::Measured;
 use super::memory::{Bytes, readable};
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
@@ -52,7 +53,7 @@ pub(super) trait Job {
     type Output: Send;
 
     /// Does it on `backend`.
-    fn run<B: Backend>(self, backend: &Arc<B>) -> Result<Self::Output>;
+    fn run<B: Measured>(self, backend: &Arc<B>) -> Result<Self::Output>;
 }
 
 impl DeviceArgs {
@@ -71,24 +72,13 @@ impl DeviceArgs {
     }
 
     /// Runs `job` within the budget.
-    fn on<B: Backend, J: Job>(&self, backend: B, job: J) -> Result<J::Output> {
+    fn on<B: Measured, J: Job>(&self, backend: B, job: J) -> Result<J::Output> {
         self.limit(&backend)?;
         job.run(&Arc::new(backend))
     }
 
     fn limit<B: Backend>(&self, backend: &B) -> Result<()> {
         self.device_memory.map_or(Ok(()), |bytes| backend.memory().limit_to(bytes.0))
-    }
-
-    /// The processor, for what is measured on it alone.
-    pub fn cpu(&self) -> Result<Arc<CpuBackend>> {
-        if !matches!(self.device, Device::Auto | Device::Cpu) {
-            return Err(Error::flag("--device", "must be auto or cpu here"));
-        }
-        self.check()?;
-        let cpu = CpuBackend::new(self.threads)?;
-        self.limit(&cpu)?;
-        Ok(Arc::new(cpu))
     }
 
     fn check(&self) -> Result<()> {

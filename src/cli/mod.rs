@@ -4,7 +4,7 @@
 //! sentence on stderr and exit code 2.
 
 mod base;
-mod bench;
+pub mod bench;
 mod demo;
 mod device;
 mod input;

@@ -260,12 +260,10 @@ impl<B: Backend> Loader<'_, B> {
         let mut data: Vec<bf16> = Vec::new();
         for (name, rows) in parts {
             let part = self.tensors.matrix(name, &shape(*rows))?;
-            if transposed {
-                data.extend(
-                    (0..*rows)
-                        .flat_map(|row| (0..cols).map(move |col| (row, col)))
-                        .map(|(row, col)| part[col * rows + row]),
-                );
+            let part = if transposed { transpose(&part, cols, *rows) } else { part };
+            // The largest matrices have one part, of which there must not be two copies.
+            if data.is_empty() {
+                data = part;
             } else {
                 data.extend(part);
             }
@@ -290,4 +288,19 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.upload(&data, &mut buffer)?;
         Ok(buffer)
     }
+}
+
+/// `[rows, cols]` as `[cols, rows]`.
+fn transpose(data: &[bf16], rows: usize, cols: usize) -> Vec<bf16> {
+    /// Columns that are read side by side, as many as share a cache line.
+    const TILE: usize = 32;
+    let mut out = vec![bf16::ZERO; data.len()];
+    for first in (0..cols).step_by(TILE) {
+        for row in 0..rows {
+            for col in first..cols.min(first + TILE) {
+                out[col * rows + row] = data[row * cols + col];
+            }
+        }
+    }
+    out
 }

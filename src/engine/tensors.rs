@@ -1,7 +1,7 @@
 //! Where a model's tensors come from: a checkpoint, or thin air.
 
 use crate::error::Result;
-use crate::tensor::bf16;
+use crate::tensor::{bf16, random};
 use crate::weights::Checkpoint;
 
 /// A source of tensors by name.
@@ -28,7 +28,7 @@ impl Tensors {
     pub fn matrix(&self, name: &str, shape: &[usize; 2]) -> Result<Vec<bf16>> {
         match self {
             Self::Files(checkpoint) => Ok(checkpoint.tensor(name, shape)?.to_bf16()),
-            Self::Random { seed } => Ok(random(*seed, name, shape[0] * shape[1])),
+            Self::Random { seed } => Ok(random(named(*seed, name), WIDEST, shape[0] * shape[1])),
         }
     }
 
@@ -54,20 +54,13 @@ impl Tensors {
     }
 }
 
-/// Evenly distributed with a standard deviation of 0.02, as models are initialised.
-fn random(seed: u64, name: &str, len: usize) -> Vec<bf16> {
-    const WIDEST: f32 = 0.02 * 1.732_050_8;
-    // FNV-1a, then xorshift64*.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64 ^ seed, |hash, byte| {
+/// Half the width of an even distribution with a standard deviation of 0.02, as models are
+/// initialised with.
+const WIDEST: f32 = 0.02 * 1.732_050_8;
+
+/// A seed for the numbers of one tensor: FNV-1a.
+fn named(seed: u64, name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325_u64 ^ seed, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mut state = hash | 1;
-    let number = || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        let bits = state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40;
-        bf16::from_f32((bits as f32 / (1 << 23) as f32 - 1.0) * WIDEST)
-    };
-    std::iter::repeat_with(number).take(len).collect()
+    })
 }

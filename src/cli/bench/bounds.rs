@@ -1,18 +1,23 @@
 //! The work that cannot be avoided: bytes to read and operations to do.
 
+use serde::{Deserialize, Serialize};
+
 use super::machine::Machine;
 use crate::engine::Config;
 
-/// Bytes from memory, and multiplications and additions.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// What has to be moved and computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Work {
+    /// Bytes from memory, or to it.
     pub bytes: f64,
+    /// Multiplications and additions.
     pub operations: f64,
 }
 
 /// Rows that run through a model together.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
+    /// Tokens.
     pub rows: usize,
     /// Rows of which logits are wanted.
     pub head_rows: usize,

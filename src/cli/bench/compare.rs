@@ -19,6 +19,11 @@ pub struct Args {
 /// Prints the quantities whose ranges do not touch: what moved beyond the noise.
 pub fn run(args: &Args) -> Result<Done> {
     let (old, new) = (read(&args.old)?, read(&args.new)?);
+    let [before, after] = [&old, &new].map(|rows| rows[0].origin.machine());
+    if before != after {
+        println!("{} is of {before}", args.old.display());
+        println!("{} is of {after}", args.new.display());
+    }
     let mut still = 0;
     for row in &new {
         let Some(before) = old.iter().find(|before| before.key() == row.key()) else {

@@ -3,19 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Common;
 use super::bounds::{Pass, Work};
-use super::machine::{Machine, peak_memory};
+use super::machine::{Fence, Machine, Measured};
 use super::models::{Source, token};
-use super::report::{self, Row};
+use super::report::Row;
+use super::{Bench, Common, on_device};
 use crate::backend::{Backend, SampleRow};
 use crate::cli::Done;
 use crate::engine::{Engine, Span};
 use crate::error::Result;
 use crate::kv_cache::{PagePool, Sequence};
 use crate::philox::Draw;
-
-const BENCH: &str = "decode";
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -30,24 +28,31 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Done> {
-    let smallest = args.batch.iter().copied().min().unwrap_or(0);
-    args.common.check(&[("--max-new-tokens", args.max_new_tokens), ("--batch", smallest)])?;
-    let sources = args.common.models.sources()?;
-    let cpu = args.common.device.cpu()?;
-    cpu.clone().enter(|| {
-        let machine = Machine::measure(&cpu)?;
-        let mut rows = machine.rows(BENCH);
-        for source in &sources {
-            rows.extend(measure(&cpu, &machine, source, args)?);
-        }
-        rows.extend(peak_memory().map(|bytes| Row::new(BENCH, "peak_memory", "B", vec![bytes])));
-        report::print(&rows, args.common.format, &cpu.describe())?;
-        Ok(Done::Well)
-    })
+    let new = [("--max-new-tokens", args.max_new_tokens)];
+    args.common.check(&new, ("--batch", &args.batch))?;
+    on_device(args)
 }
 
-fn measure<B: Backend>(
+impl Bench for Args {
+    const NAME: &'static str = "decode";
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>> {
+        let fence = Fence::new(backend)?;
+        let mut rows = Vec::new();
+        for source in self.common.models.sources()? {
+            rows.extend(measure(backend, &fence, machine, &source, self)?);
+        }
+        Ok(rows)
+    }
+}
+
+fn measure<B: Measured>(
     backend: &Arc<B>,
+    fence: &Fence<B>,
     machine: &Machine,
     source: &Source,
     args: &Args,
@@ -55,20 +60,21 @@ fn measure<B: Backend>(
     let (prompt, new) = (args.common.prompt_len, args.max_new_tokens);
     let most = args.batch.iter().copied().max().unwrap_or(1);
     let config = &source.config;
-    let mut engine = source.engine(backend, most, prompt + new, args.common.device.kv_memory)?;
+    let len = prompt.saturating_add(new);
+    let mut engine = source.engine(backend, most, len, most, args.common.device.kv_memory)?;
+    let setting = format!("{}, {prompt} + {new} tokens", source.name);
     let mut rows = Vec::new();
     for &batch in &args.batch {
         let texts: Vec<Vec<u32>> = (0..batch)
             .map(|text| (0..prompt).map(|place| token(text, place, config.vocab)).collect())
             .collect();
-        let what = format!("{BENCH} {}, batch {batch}", source.name);
-        let runs = args.common.repeated(&what, || once(&mut engine, &texts, new))?;
+        let what = format!("{} {}, batch {batch}", Args::NAME, source.name);
+        let runs = args.common.repeated(&what, || once(&mut engine, fence, &texts, new))?;
 
-        let setting = format!("{}, {prompt} + {new} tokens", source.name);
         let row = |name: &str, unit: &str, samples: Vec<f64>| Row {
             setting: setting.clone(),
             batch: Some(batch),
-            ..Row::new(BENCH, name, unit, samples)
+            ..Row::new(Args::NAME, name, unit, samples)
         };
         let step = |place: usize| Pass {
             rows: batch,
@@ -87,21 +93,35 @@ fn measure<B: Backend>(
         let tokens = (batch * new) as f64;
         let rates = runs.iter().map(|run| tokens / run.steps.iter().sum::<f64>()).collect();
         rows.push(row("decode_tokens_per_s", "tokens/s", rates).bound(tokens / steps));
-        let times = runs.into_iter().flat_map(|run| run.steps).collect();
+        let looks = engine.steps_per_look();
+        let of_a_step = |run: &Run| -> Vec<f64> {
+            let steps = (0..new).step_by(looks).map(|first| looks.min(new - first) as f64);
+            run.steps.iter().zip(steps).map(|(seconds, steps)| seconds / steps).collect()
+        };
+        let times = runs.iter().flat_map(of_a_step).collect();
         rows.push(row("decode_step_s", "s", times).bound(steps / new as f64));
     }
+    let needed = config.weight_bytes() + most * len * config.kv_bytes_per_token();
+    let memory = machine.memory_row(&**backend, Args::NAME, needed);
+    rows.extend(memory.map(|row| Row { setting, ..row }));
     Ok(rows)
 }
 
 /// Seconds.
 struct Run {
     prefill: f64,
-    /// Each step's.
+    /// Those of all steps between two looks of the host at the device, which is as often as in a
+    /// search.
     steps: Vec<f64>,
 }
 
 /// All but the last token of the texts are run as prompts, then `new` tokens are drawn for each.
-fn once<B: Backend>(engine: &mut Engine<B>, texts: &[Vec<u32>], new: usize) -> Result<Run> {
+fn once<B: Backend>(
+    engine: &mut Engine<B>,
+    fence: &Fence<B>,
+    texts: &[Vec<u32>],
+    new: usize,
+) -> Result<Run> {
     let pool = PagePool::new(engine.limits().pages);
     let mut sequences: Vec<Sequence> = texts.iter().map(|_| pool.sequence()).collect();
     let started = Instant::now();
@@ -114,38 +134,45 @@ fn once<B: Backend>(engine: &mut Engine<B>, texts: &[Vec<u32>], new: usize) -> R
         .map(|(text, sequence)| Span { tokens: &text[..text.len() - 1], start: 0, sequence })
         .collect();
     engine.prefill(&spans)?;
+    fence.wait()?;
     let prefill = started.elapsed().as_secs_f64();
 
     let mut pending: Vec<u32> = texts.iter().map(|text| text[text.len() - 1]).collect();
-    let mut steps = Vec::with_capacity(new);
-    for position in 0..new as u32 {
+    let mut times = Vec::new();
+    let look = engine.steps_per_look();
+    for first in (0..new).step_by(look) {
+        let steps = look.min(new - first);
         let started = Instant::now();
         for sequence in &mut sequences {
-            sequence.append(1)?;
+            sequence.append(steps)?;
         }
         let spans: Vec<Span<'_>> = pending
             .iter()
             .zip(&sequences)
             .map(|(token, sequence)| Span {
                 tokens: std::slice::from_ref(token),
-                start: sequence.len() - 1,
+                start: sequence.len() - steps,
                 sequence,
             })
             .collect();
-        let draws: Vec<SampleRow> = (0..texts.len() as u32)
-            .map(|candidate| SampleRow {
-                temperature: 0.7,
-                top_k: 50,
-                top_p: 1.0,
-                draw: Draw { candidate, position, ..Draw::default() },
-            })
-            .collect();
-        engine.begin(&spans, 1)?;
-        engine.next_logits()?;
-        engine.draw(&draws)?;
-        engine.advance(0)?;
-        pending = engine.drawn(1)?;
-        steps.push(started.elapsed().as_secs_f64());
+        engine.begin(&spans, steps)?;
+        for step in 0..steps {
+            let position = (first + step) as u32;
+            let draws: Vec<SampleRow> = (0..texts.len() as u32)
+                .map(|candidate| SampleRow {
+                    temperature: 0.7,
+                    top_k: 50,
+                    top_p: 1.0,
+                    draw: Draw { candidate, position, ..Draw::default() },
+                })
+                .collect();
+            engine.next_logits()?;
+            engine.draw(&draws)?;
+            engine.advance(step)?;
+        }
+        let drawn = engine.drawn(steps)?;
+        pending = drawn[(steps - 1) * texts.len()..].to_vec();
+        times.push(started.elapsed().as_secs_f64());
     }
-    Ok(Run { prefill, steps })
+    Ok(Run { prefill, steps: times })
 }

@@ -14,20 +14,33 @@ mod report;
 mod score;
 mod search;
 mod shapes;
+mod waiting;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Subcommand;
 
+pub use self::bounds::Work;
+pub use self::machine::{Fence, Machine, Measured};
 use self::models::ModelArgs;
-use self::report::Format;
+pub use self::models::Trio;
+pub use self::report::{Format, Origin, Row, print, save};
+pub use self::shapes::Shape;
 use super::Done;
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, Job};
 use crate::error::{Error, Result};
 
+/// `trimtab bench`
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     #[command(subcommand)]
     what: What,
 }
+
+/// More texts or searches at once than any device has memory for.
+const MAX_TOGETHER: usize = 4096;
 
 #[derive(Subcommand, Clone, Debug)]
 enum What {
@@ -58,18 +71,27 @@ struct Common {
     /// How to print
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
+    /// Also write the rows there, as with --format json
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 impl Common {
-    /// Refuses counts of nothing, also of the command's own `more` flags.
-    fn check(&self, more: &[(&str, usize)]) -> Result<()> {
+    /// Refuses counts of nothing, also of the command's own `more` flags, and absurd ones of what
+    /// runs `together`.
+    fn check(&self, more: &[(&str, usize)], together: (&str, &[usize])) -> Result<()> {
         let own = [("--prompt-len", self.prompt_len), ("--repeat", self.repeat)];
-        match own.iter().chain(more).find(|(_, value)| *value == 0) {
-            Some((flag, _)) => Err(Error::flag(*flag, "must be at least 1")),
-            None => Ok(()),
+        let counts = together.1.iter().map(|&count| (together.0, count));
+        let all = own.into_iter().chain(more.iter().copied()).chain(counts);
+        if let Some((flag, _)) = all.into_iter().find(|(_, value)| *value == 0) {
+            return Err(Error::flag(flag, "must be at least 1"));
         }
+        if together.1.iter().any(|&count| count > MAX_TOGETHER) {
+            return Err(Error::flag(together.0, format!("must be at most {MAX_TOGETHER}")));
+        }
+        Ok(())
     }
 
     /// The results of `run`, the warm-up's left out. `what` is for those who wait.
@@ -82,7 +104,43 @@ impl Common {
     }
 }
 
-pub fn run(args: Args) -> Result<Done> {
+/// One of the benches, which runs on any device.
+trait Bench: Sync {
+    const NAME: &'static str;
+
+    fn common(&self) -> &Common;
+
+    /// All results but the machine's own.
+    fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>>;
+}
+
+/// A bench as what is to be done on a device.
+struct Measurement<'a, T>(&'a T);
+
+impl<T: Bench> Job for Measurement<'_, T> {
+    type Output = Done;
+
+    fn run<B: Measured>(self, backend: &Arc<B>) -> Result<Done> {
+        let machine = Machine::measure(backend)?;
+        let mut rows = machine.rows(T::NAME);
+        rows.extend(self.0.measure(backend, &machine)?);
+        let (common, origin) = (self.0.common(), Origin::now(backend.describe()));
+        common.json.as_ref().map_or(Ok(()), |file| save(&rows, file, &origin))?;
+        print(&rows, common.format, &origin)?;
+        Ok(Done::Well)
+    }
+}
+
+fn on_device<T: Bench>(bench: &T) -> Result<Done> {
+    // Before minutes have been spent.
+    bench.common().models.sources()?;
+    if let Some(file) = &bench.common().json {
+        File::create(file).map_err(Error::io("write to", file))?;
+    }
+    bench.common().device.run(Measurement(bench))
+}
+
+pub(super) fn run(args: Args) -> Result<Done> {
     match args.what {
         What::Decode(args) => decode::run(&args),
         What::Score(args) => score::run(&args),

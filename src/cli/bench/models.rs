@@ -28,6 +28,9 @@ pub struct ModelArgs {
     /// Models of a published shape with random weights, instead of folders
     #[arg(long, value_enum)]
     shape: Option<Shape>,
+    /// The pair's shape [default: the base model's]; its vocabulary must be as large
+    #[arg(long, value_enum, requires = "shape")]
+    guide_shape: Option<Shape>,
 }
 
 /// A model that has been described but not loaded.
@@ -48,12 +51,14 @@ impl Source {
         Ok(Self { name: shape.name().to_owned(), config: shape.config()?, folder: None })
     }
 
-    /// The model with room for `texts` texts of `len` tokens.
+    /// The model with room for `texts` texts of `len` tokens, of `logit_rows` of which the next
+    /// token is drawn together.
     pub fn engine<B: Backend>(
         &self,
         backend: &Arc<B>,
         texts: usize,
         len: usize,
+        logit_rows: usize,
         kv_memory: Option<Bytes>,
     ) -> Result<Engine<B>> {
         let context = self.config.context;
@@ -68,7 +73,6 @@ impl Source {
             let reason = format!("must be at least {bytes} for {texts} texts of {len} tokens");
             return Err(Error::flag("--kv-memory", reason));
         }
-        let logit_rows = texts.min(models::LOGIT_ROWS);
         let limits = Limits { pages, rows: models::ROWS.max(logit_rows), logit_rows };
         let model = match &self.folder {
             Some(folder) => Model::open(&**backend, folder, None)?,
@@ -78,26 +82,29 @@ impl Source {
     }
 }
 
-/// What `bench search` runs.
+/// A base model and a pair, ready to search.
 pub struct Trio<B: Backend> {
-    /// What it is, for people.
+    /// What they are, for people.
     pub name: String,
+    /// The base model.
     pub base: Config,
+    /// Tuned and untuned.
     pub guide: [Config; 2],
+    /// The base model, whose responses end only at their limit.
     pub proposer: LocalProposer<B>,
+    /// The pair.
     pub scorer: PairGuide<B>,
     /// The base model's.
     pub tokenizer: Arc<Tokenizer>,
 }
 
 impl ModelArgs {
-    /// Each model that was given.
+    /// Each model that was given; those of a shape once.
     pub fn sources(&self) -> Result<Vec<Source>> {
         let folders = [&self.base, &self.tuned, &self.untuned].into_iter().flatten();
-        let mut sources = folders.map(|f| Source::folder(f)).collect::<Result<Vec<_>>>()?;
-        if let Some(shape) = self.shape {
-            sources.push(Source::shape(shape)?);
-        }
+        let shapes = [self.shape, self.guide_shape].into_iter().flatten();
+        let sources = folders.map(|folder| Source::folder(folder)).chain(shapes.map(Source::shape));
+        let sources = sources.collect::<Result<Vec<_>>>()?;
         match sources.is_empty() {
             true => Err(Error::flag("--base", "or --shape is needed")),
             false => Ok(sources),
@@ -115,7 +122,16 @@ impl ModelArgs {
         kv_memory: Option<Bytes>,
     ) -> Result<Trio<B>> {
         match (self.shape, &self.base, &self.tuned, &self.untuned) {
-            (Some(shape), ..) => made_up(backend, shape, prompt_len, life, searches, kv_memory),
+            (Some(shape), ..) => {
+                let guide = self.guide_shape.unwrap_or(shape);
+                let pages = searches.saturating_mul(life.pages(prompt_len));
+                let bytes = page_bytes(shape, guide)?.saturating_mul(pages);
+                if kv_memory.is_some_and(|memory| memory.0 < bytes) {
+                    let reason = format!("must be at least {bytes} for this");
+                    return Err(Error::flag("--kv-memory", reason));
+                }
+                Trio::random(backend, shape, guide, pages)
+            }
             (None, Some(base), Some(tuned), Some(untuned)) => {
                 let guide = GuideArgs {
                     tuned: Some(tuned.clone()),
@@ -152,48 +168,55 @@ impl ModelArgs {
     }
 }
 
-/// Three models of one shape, each with weights of its own.
-fn made_up<B: Backend>(
-    backend: &Arc<B>,
-    shape: Shape,
-    prompt_len: usize,
-    life: Lifetime,
-    searches: usize,
-    kv_memory: Option<Bytes>,
-) -> Result<Trio<B>> {
-    let config = shape.config()?;
-    let pages = searches * life.pages(prompt_len);
-    let bytes = 3 * pages * PAGE_LEN * config.kv_bytes_per_token();
-    if kv_memory.is_some_and(|memory| memory.0 < bytes) {
-        return Err(Error::flag("--kv-memory", format!("must be at least {bytes} for this")));
+/// Bytes of a page of keys and values in all three models.
+fn page_bytes(base: Shape, guide: Shape) -> Result<usize> {
+    let token = |shape: Shape| shape.config().map(|config| config.kv_bytes_per_token());
+    Ok((token(base)? + 2 * token(guide)?) * PAGE_LEN)
+}
+
+impl<B: Backend> Trio<B> {
+    /// Three models of these shapes, each with random weights of its own, that cache `pages` pages.
+    /// An error if the shapes' vocabularies differ, or if the device has no room.
+    pub fn random(backend: &Arc<B>, base: Shape, guide: Shape, pages: usize) -> Result<Self> {
+        let (base_config, guide_config) = (base.config()?, guide.config()?);
+        let vocab = base_config.vocab;
+        if guide_config.vocab != vocab {
+            let reason = format!(
+                "must have the base model's vocabulary: {} has {}, and {} has {vocab} entries",
+                guide.name(),
+                guide_config.vocab,
+                base.name(),
+            );
+            return Err(Error::flag("--guide-shape", reason));
+        }
+        let limits = Limits { pages, rows: models::ROWS, logit_rows: models::LOGIT_ROWS };
+        let model = |config: &Config, seed| Model::random(&**backend, config.clone(), seed);
+        let tokenizer = Arc::new(Tokenizer::numbered(vocab)?);
+        let format = PromptFormat {
+            tokenizer: tokenizer.clone(),
+            template: Template::default(),
+            chat: false,
+            bos: Bos::Never,
+        };
+        let engine = Engine::new(backend.clone(), model(&base_config, 1)?, limits)?;
+        let (tuned, untuned) = (model(&guide_config, 2)?, model(&guide_config, 3)?);
+        let pair = WeightedPair {
+            pair: Arc::new(Mutex::new(Pair::new(backend, tuned, untuned, limits, 0)?)),
+            weight: 1.0,
+            format: format.clone(),
+            tokens: GuideTokens::Ids,
+            eos: None,
+            longest_token: tokenizer.longest_token(),
+        };
+        Ok(Self {
+            name: format!("{} with 2 x {}", base.name(), guide.name()),
+            base: base_config,
+            guide: [guide_config.clone(), guide_config],
+            proposer: LocalProposer::new(engine, format, Vec::new(), Vec::new())?,
+            scorer: PairGuide::new(vec![pair], None),
+            tokenizer,
+        })
     }
-    let limits = Limits { pages, rows: models::ROWS, logit_rows: models::LOGIT_ROWS };
-    let model = |seed| Model::random(&**backend, config.clone(), seed);
-    let tokenizer = Arc::new(Tokenizer::numbered(config.vocab)?);
-    let format = PromptFormat {
-        tokenizer: tokenizer.clone(),
-        template: Template::default(),
-        chat: false,
-        bos: Bos::Never,
-    };
-    let engine = Engine::new(backend.clone(), model(1)?, limits)?;
-    let pair = Pair::new(backend, model(2)?, model(3)?, limits, 0)?;
-    let pair = WeightedPair {
-        pair: Arc::new(Mutex::new(pair)),
-        weight: 1.0,
-        format: format.clone(),
-        tokens: GuideTokens::Ids,
-        eos: None,
-        longest_token: tokenizer.longest_token(),
-    };
-    Ok(Trio {
-        name: format!("3 x {}", shape.name()),
-        base: config.clone(),
-        guide: [config.clone(), config],
-        proposer: LocalProposer::new(engine, format, Vec::new(), Vec::new())?,
-        scorer: PairGuide::new(vec![pair], None),
-        tokenizer,
-    })
 }
 
 /// Token `place` of text `text`, any of `vocab`.

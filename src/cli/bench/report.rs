@@ -1,10 +1,14 @@
 //! Results as rows, and rows as text.
 
 use std::io::Write;
+use std::path::Path;
+use std::time::SystemTime;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::bounds::Work;
+use super::machine::Machine;
 use crate::cli::output::json_line;
 use crate::error::{Error, Result};
 
@@ -24,11 +28,43 @@ pub enum Format {
 /// Samples from which a percentile is worth stating: for p90, for p99.
 const ENOUGH: [usize; 2] = [10, 100];
 
+/// On what and when something was measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Origin {
+    /// The device, as it describes itself.
+    pub device: String,
+    /// The version of the GPU's driver, where the system says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// As HTTP writes it.
+    pub date: String,
+}
+
+impl Origin {
+    /// Now, on a device that describes itself so.
+    pub fn now(device: String) -> Self {
+        let version = || std::fs::read_to_string("/sys/module/nvidia/version").ok();
+        let driver = device.starts_with("cuda").then(version).flatten();
+        let driver = driver.map(|version| version.trim().to_owned());
+        Self { device, driver, date: httpdate::fmt_http_date(SystemTime::now()) }
+    }
+
+    /// For people, where it matters: the device and its driver.
+    pub fn machine(&self) -> String {
+        match &self.driver {
+            Some(driver) => format!("{}, driver {driver}", self.device),
+            None => self.device.clone(),
+        }
+    }
+}
+
 /// One measured quantity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// `decode`, `score` or `search`.
+    /// `decode`, `score`, `search` or `kernels`.
     pub bench: String,
+    /// The quantity.
     pub name: String,
     /// What was measured: models and lengths; empty for the machine.
     #[serde(default)]
@@ -39,12 +75,18 @@ pub struct Row {
     /// Searches that run together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<usize>,
+    /// Of all numbers here but counts and shares: `s`, `B`, `B/s`, `op/s`, `tokens/s`, `pages`, none.
     pub unit: String,
+    /// Half of the samples are below.
     pub median: f64,
+    /// The lowest sample.
     pub min: f64,
+    /// The highest sample.
     pub max: f64,
+    /// 90 % of the samples are not above; stated for 10 samples and more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p90: Option<f64>,
+    /// 99 % of the samples are not above; stated for 100 samples and more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p99: Option<f64>,
     /// Samples.
@@ -58,6 +100,15 @@ pub struct Row {
     /// The median over the number of chunks, for the parts of a whole search.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_chunk: Option<f64>,
+    /// The work that cannot be avoided, where it is one and the same.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
+    /// `memory` or `matmul`: the rate from which the bound of such work comes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bound_by: Option<String>,
+    /// On what and when.
+    #[serde(flatten)]
+    pub origin: Origin,
 }
 
 impl Row {
@@ -84,6 +135,9 @@ impl Row {
             bound: None,
             of_bound: None,
             per_chunk: None,
+            work: None,
+            bound_by: None,
+            origin: Origin::default(),
         }
     }
 
@@ -92,6 +146,12 @@ impl Row {
         let of_bound =
             if self.more_is_better() { self.median / bound } else { bound / self.median };
         Self { bound: Some(bound), of_bound: Some(of_bound), ..self }
+    }
+
+    /// The same, a time, with the work that it took, and so with the least time for it.
+    pub fn worked(self, machine: &Machine, work: Work) -> Self {
+        let bound_by = Some(machine.limit(work).to_owned());
+        Self { work: Some(work), bound_by, ..self.bound(machine.seconds(work)) }
     }
 
     /// Rates are better high, times and sizes are better low.
@@ -121,6 +181,7 @@ pub fn shown(value: f64, unit: &str) -> String {
         "s" if value < 1.0 => (1e3, "ms"),
         "B" => (1.0 / (1u64 << 20) as f64, "MiB"),
         "B/s" => (1e-9, "GB/s"),
+        "op/s" if value >= 1e12 => (1e-12, "Top/s"),
         "op/s" => (1e-9, "Gop/s"),
         unit => (1.0, unit),
     };
@@ -133,12 +194,28 @@ pub fn shown(value: f64, unit: &str) -> String {
     format!("{value:.digits$} {unit}").trim_end().to_owned()
 }
 
-const HEADER: [&str; 9] =
-    ["what", "median", "min", "max", "p90", "p99", "per chunk", "bound", "of bound"];
+const HEADER: [&str; 12] = [
+    "what",
+    "median",
+    "min",
+    "max",
+    "p90",
+    "p99",
+    "per chunk",
+    "moved",
+    "computed",
+    "bound",
+    "of bound",
+    "bound by",
+];
 
 /// A row as people read it, under [`HEADER`].
-fn cells(row: &Row) -> [String; 9] {
+fn cells(row: &Row) -> [String; HEADER.len()] {
     let number = |value: Option<f64>| value.map_or(String::new(), |v| shown(v, &row.unit));
+    let rate = |of: fn(&Work) -> f64, unit: &str| match row.work.as_ref().map(of) {
+        Some(work) if work > 0.0 => shown(work / row.median, unit),
+        _ => String::new(),
+    };
     [
         row.title(),
         shown(row.median, &row.unit),
@@ -147,22 +224,45 @@ fn cells(row: &Row) -> [String; 9] {
         number(row.p90),
         number(row.p99),
         number(row.per_chunk),
+        rate(|work| work.bytes, "B/s"),
+        rate(|work| work.operations, "op/s"),
         number(row.bound),
         row.of_bound.map_or(String::new(), |share| format!("{:.0} %", share * 100.0)),
+        row.bound_by.clone().unwrap_or_default(),
     ]
 }
 
-/// All rows on stdout. `device` heads what people read.
-pub fn print(rows: &[Row], format: Format, device: &str) -> Result<()> {
-    let mut out = Vec::new();
-    match format {
-        Format::Json => out.extend(rows.iter().flat_map(json_line)),
-        Format::Csv => out.extend(csv(rows).into_bytes()),
-        Format::Md => out.extend(markdown(rows, device).into_bytes()),
-        Format::Table => out.extend(table(rows, device).into_bytes()),
-    }
+/// [`HEADER`] and the rows under it, without columns that are empty.
+fn filled(rows: &[Row]) -> Vec<Vec<String>> {
+    let cells: Vec<_> = rows.iter().map(cells).collect();
+    let columns: Vec<usize> = (0..HEADER.len())
+        .filter(|&column| cells.iter().any(|cells| !cells[column].is_empty()))
+        .collect();
+    let of = |cells: &[String]| columns.iter().map(|&column| cells[column].clone()).collect();
+    let header = HEADER.map(str::to_owned);
+    std::iter::once(&header).chain(&cells).map(|cells| of(cells)).collect()
+}
+
+/// All rows on stdout; `origin` heads what people read, and stands in each row of the rest.
+pub fn print(rows: &[Row], format: Format, origin: &Origin) -> Result<()> {
+    let out = match format {
+        Format::Json => json(rows, origin),
+        Format::Csv => csv(rows, origin).into_bytes(),
+        Format::Md => markdown(rows, origin).into_bytes(),
+        Format::Table => table(rows, origin).into_bytes(),
+    };
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&out).and_then(|()| stdout.flush()).map_err(Error::io("write to", "stdout"))
+}
+
+/// All rows as JSON in a file.
+pub fn save(rows: &[Row], file: &Path, origin: &Origin) -> Result<()> {
+    std::fs::write(file, json(rows, origin)).map_err(Error::io("write to", file))
+}
+
+fn json(rows: &[Row], origin: &Origin) -> Vec<u8> {
+    let whole = rows.iter().map(|row| Row { origin: origin.clone(), ..row.clone() });
+    whole.flat_map(|row| json_line(&row)).collect()
 }
 
 /// Rows in groups of one setting each.
@@ -170,31 +270,31 @@ fn groups(rows: &[Row]) -> impl Iterator<Item = &[Row]> {
     rows.chunk_by(|a, b| a.setting == b.setting)
 }
 
-fn markdown(rows: &[Row], device: &str) -> String {
-    let mut text = format!("On {device}.\n");
+fn markdown(rows: &[Row], origin: &Origin) -> String {
+    let mut text = format!("On {}, {}.\n", origin.machine(), origin.date);
     for group in groups(rows) {
-        text += &format!("\n{}\n\n| {} |\n", heading(group), HEADER.join(" | "));
-        text += &format!("|{}\n", "---|".repeat(HEADER.len()));
-        text.extend(group.iter().map(|row| format!("| {} |\n", cells(row).join(" | "))));
+        text += &format!("\n{}\n\n", heading(group));
+        for (index, line) in filled(group).iter().enumerate() {
+            text += &format!("| {} |\n", line.join(" | "));
+            if index == 0 {
+                text += &format!("|{}\n", "---|".repeat(line.len()));
+            }
+        }
     }
     text
 }
 
-fn table(rows: &[Row], device: &str) -> String {
-    let mut text = format!("On {device}.\n");
+fn table(rows: &[Row], origin: &Origin) -> String {
+    let mut text = format!("On {}, {}.\n", origin.machine(), origin.date);
     for group in groups(rows) {
-        let header = HEADER.map(str::to_owned);
-        let lines: Vec<_> = std::iter::once(header).chain(group.iter().map(cells)).collect();
-        let width = |column: usize| {
-            let empty = lines[1..].iter().all(|line| line[column].is_empty());
-            let widest = lines.iter().map(|line| line[column].chars().count()).max();
-            if empty { 0 } else { widest.unwrap_or(0) }
-        };
-        let widths: Vec<usize> = (0..HEADER.len()).map(width).collect();
+        let lines = filled(group);
+        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
+        let widths: Vec<usize> =
+            (0..lines[0].len()).map(|column| width(column).unwrap_or(0)).collect();
         text += &format!("\n{}\n", heading(group));
         for line in &lines {
             text += &format!("  {:<1$}", line[0], widths[0]);
-            for (cell, width) in line.iter().zip(&widths).skip(1).filter(|(_, width)| **width > 0) {
+            for (cell, width) in line.iter().zip(&widths).skip(1) {
                 text += &format!("  {cell:>width$}");
             }
             text.truncate(text.trim_end().len());
@@ -211,16 +311,18 @@ fn heading(group: &[Row]) -> &str {
     }
 }
 
-fn csv(rows: &[Row]) -> String {
+fn csv(rows: &[Row], origin: &Origin) -> String {
     let mut text = String::from(
-        "bench,setting,name,batch,concurrency,unit,median,min,max,p90,p99,n,bound,of_bound,per_chunk\n",
+        "bench,setting,name,batch,concurrency,unit,median,min,max,p90,p99,n,bound,of_bound,per_chunk,\
+         device,driver,date\n",
     );
     let count = |value: Option<usize>| value.map_or(String::new(), |v| v.to_string());
     let number = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
+    let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     for row in rows {
         let fields = [
             row.bench.clone(),
-            format!("\"{}\"", row.setting.replace('"', "\"\"")),
+            quoted(&row.setting),
             row.name.clone(),
             count(row.batch),
             count(row.concurrency),
@@ -234,6 +336,9 @@ fn csv(rows: &[Row]) -> String {
             number(row.bound),
             number(row.of_bound),
             number(row.per_chunk),
+            quoted(&origin.device),
+            quoted(origin.driver.as_deref().unwrap_or_default()),
+            quoted(&origin.date),
         ];
         text += &format!("{}\n", fields.join(","));
     }

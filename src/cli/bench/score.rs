@@ -3,18 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Common;
 use super::bounds::Work;
-use super::machine::{Machine, peak_memory};
+use super::machine::{Machine, Measured};
 use super::models::{Source, token};
-use super::report::{self, Row};
+use super::report::Row;
+use super::{Bench, Common, on_device};
 use crate::backend::Backend;
 use crate::cli::Done;
 use crate::engine::{Engine, Span};
 use crate::error::Result;
 use crate::kv_cache::{PagePool, Sequence};
-
-const BENCH: &str = "score";
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -26,22 +24,27 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Done> {
-    args.common.check(&[("--batch", args.batch.iter().copied().min().unwrap_or(0))])?;
-    let sources = args.common.models.sources()?;
-    let cpu = args.common.device.cpu()?;
-    cpu.clone().enter(|| {
-        let machine = Machine::measure(&cpu)?;
-        let mut rows = machine.rows(BENCH);
-        for source in &sources {
-            rows.extend(measure(&cpu, &machine, source, args)?);
-        }
-        rows.extend(peak_memory().map(|bytes| Row::new(BENCH, "peak_memory", "B", vec![bytes])));
-        report::print(&rows, args.common.format, &cpu.describe())?;
-        Ok(Done::Well)
-    })
+    args.common.check(&[], ("--batch", &args.batch))?;
+    on_device(args)
 }
 
-fn measure<B: Backend>(
+impl Bench for Args {
+    const NAME: &'static str = "score";
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for source in self.common.models.sources()? {
+            rows.extend(measure(backend, machine, &source, self)?);
+        }
+        Ok(rows)
+    }
+}
+
+fn measure<B: Measured>(
     backend: &Arc<B>,
     machine: &Machine,
     source: &Source,
@@ -50,24 +53,28 @@ fn measure<B: Backend>(
     let len = args.common.prompt_len;
     let most = args.batch.iter().copied().max().unwrap_or(1);
     let config = &source.config;
-    let mut engine = source.engine(backend, most, len, args.common.device.kv_memory)?;
+    let mut engine = source.engine(backend, most, len, 1, args.common.device.kv_memory)?;
+    let setting = format!("{}, {len} tokens", source.name);
     let mut rows = Vec::new();
     for &batch in &args.batch {
         // One more, which is only asked for.
         let texts: Vec<Vec<u32>> = (0..batch)
             .map(|text| (0..=len).map(|place| token(text, place, config.vocab)).collect())
             .collect();
-        let what = format!("{BENCH} {}, batch {batch}", source.name);
+        let what = format!("{} {}, batch {batch}", Args::NAME, source.name);
         let times = args.common.repeated(&what, || once(&mut engine, &texts))?;
         let tokens = (batch * len) as f64;
         let bound = machine.seconds(Work::texts(config, batch, len, true));
         let rates = times.iter().map(|seconds| tokens / seconds).collect();
         rows.push(Row {
-            setting: format!("{}, {len} tokens", source.name),
+            setting: setting.clone(),
             batch: Some(batch),
-            ..Row::new(BENCH, "score_tokens_per_s", "tokens/s", rates).bound(tokens / bound)
+            ..Row::new(Args::NAME, "score_tokens_per_s", "tokens/s", rates).bound(tokens / bound)
         });
     }
+    let needed = config.weight_bytes() + most * len * config.kv_bytes_per_token();
+    let memory = machine.memory_row(&**backend, Args::NAME, needed);
+    rows.extend(memory.map(|row| Row { setting, ..row }));
     Ok(rows)
 }
 

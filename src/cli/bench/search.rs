@@ -1,25 +1,25 @@
 //! `trimtab bench search`
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::bounds::{SearchCost, chunks};
-use super::machine::{Machine, peak_memory};
+use super::machine::{Machine, Measured};
 use super::models::{Trio, token};
-use super::report::{self, Row};
-use super::{Common, plot};
+use super::report::Row;
+use super::waiting::Waiting;
+use super::{Bench, Common, on_device, plot};
 use crate::backend::Backend;
 use crate::cli::Done;
 use crate::engine::Config;
 use crate::error::{Error, Result};
 use crate::guide::PairGuide;
-use crate::kv_cache::{PAGE_LEN, PagePool};
+use crate::kv_cache::{Lifetime, PAGE_LEN, PagePool};
 use crate::proposer::{LocalProposer, Prompt, Sampling};
 use crate::scheduler::{Scheduler, Spent};
 use crate::search::{Chunk, ChunkLen, Settings};
 use crate::text::{Bos, StopStrings, Tokenizer};
-
-const BENCH: &str = "search";
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -67,31 +67,39 @@ impl Args {
 }
 
 pub fn run(args: &Args) -> Result<Done> {
-    args.common.check(&[("--concurrency", args.concurrency.iter().copied().min().unwrap_or(0))])?;
+    args.common.check(&[], ("--concurrency", &args.concurrency))?;
     args.settings().validate()?;
     if let Some(file) = &args.plot {
         // Before minutes have been spent.
         std::fs::File::create(file).map_err(Error::io("write to", file))?;
     }
-    let cpu = args.common.device.cpu()?;
-    cpu.clone().enter(|| {
-        let machine = Machine::measure(&cpu)?;
-        let mut rows = machine.rows(BENCH);
-        let mut most: Vec<usize> = args.concurrency.clone();
+    on_device(args)
+}
+
+impl Bench for Args {
+    const NAME: &'static str = "search";
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>> {
+        let mut counts = self.concurrency.clone();
         // The most pages ever used only grow.
-        most.sort_unstable();
-        let searches = most.last().copied().unwrap_or(1);
-        let mut rig = Rig::new(&cpu, args, args.settings(), searches)?;
-        for searches in most {
-            rows.extend(measure(&mut rig, &machine, args, searches)?);
+        counts.sort_unstable();
+        let most = counts.last().copied().unwrap_or(1);
+        let settings = self.settings();
+        let mut rig = Rig::new(backend, self, self.common.prompt_len, settings.lifetime(), most)?;
+        let mut rows = Vec::new();
+        for searches in counts {
+            rows.extend(measure(backend, &mut rig, machine, self, searches)?);
         }
         drop(rig);
-        if let Some(file) = &args.plot {
-            plot::draw(&cpu, &machine, args, file)?;
+        if let Some(file) = &self.plot {
+            plot::draw(backend, machine, self, file)?;
         }
-        report::print(&rows, args.common.format, &cpu.describe())?;
-        Ok(Done::Well)
-    })
+        Ok(rows)
+    }
 }
 
 /// Models that are ready, and prompts for them.
@@ -99,36 +107,57 @@ pub struct Rig<B: Backend> {
     name: String,
     base: Config,
     guide: [Config; 2],
-    scheduler: Scheduler<LocalProposer<B>, PairGuide<B>>,
+    scheduler: Scheduler<Waiting<LocalProposer<B>, B>, Waiting<PairGuide<B>, B>>,
     pages: PagePool,
+    tokenizer: Arc<Tokenizer>,
     prompts: Vec<Prompt>,
     /// In the base model's tokens.
     prompt_len: usize,
-    settings: Settings,
 }
 
 impl<B: Backend> Rig<B> {
+    /// For so many searches together, none larger than `life` after prompts of `prompt_len` tokens.
     pub fn new(
-        backend: &std::sync::Arc<B>,
+        backend: &Arc<B>,
         args: &Args,
-        settings: Settings,
+        prompt_len: usize,
+        life: Lifetime,
         searches: usize,
     ) -> Result<Self> {
-        let Common { models, prompt_len, device, .. } = &args.common;
-        let life = settings.lifetime();
-        let trio = models.trio(backend, *prompt_len, life, searches, device.kv_memory)?;
+        let Common { models, device, .. } = &args.common;
+        let trio = models.trio(backend, prompt_len, life, searches, device.kv_memory)?;
         let Trio { name, base, guide, proposer, scorer, tokenizer } = trio;
-        let prompts: Vec<Prompt> = (0..searches)
-            .map(|text| prompt(&tokenizer, base.vocab, *prompt_len, text))
-            .collect::<Result<_>>()?;
         let pages = proposer.pages().clone();
-        let scheduler = Scheduler::new(proposer, scorer, searches);
-        Ok(Self { name, base, guide, scheduler, pages, prompts, prompt_len: *prompt_len, settings })
+        let proposer = Waiting::new(backend, proposer)?;
+        let scheduler = Scheduler::new(proposer, Waiting::new(backend, scorer)?, searches);
+        let prompts = vec![Prompt::Text(String::new()); searches];
+        let mut rig = Self { name, base, guide, scheduler, pages, tokenizer, prompts, prompt_len };
+        rig.ask(prompt_len)?;
+        Ok(rig)
+    }
+
+    /// What the models are, for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same with longer or shorter prompts, `len` tokens each.
+    pub fn ask(&mut self, len: usize) -> Result<()> {
+        let (tokenizer, vocab) = (&self.tokenizer, self.base.vocab);
+        let prompts = (0..self.prompts.len()).map(|text| prompt(tokenizer, vocab, len, text));
+        self.prompts = prompts.collect::<Result<_>>()?;
+        self.prompt_len = len;
+        Ok(())
     }
 
     /// What searches like these cannot do without.
-    pub fn cost<'a>(&'a self, machine: &'a Machine, searches: usize) -> SearchCost<'a> {
-        let Settings { beam_width, successors, .. } = self.settings;
+    pub fn cost<'a>(
+        &'a self,
+        machine: &'a Machine,
+        settings: &Settings,
+        searches: usize,
+    ) -> SearchCost<'a> {
+        let Settings { beam_width, successors, .. } = *settings;
         SearchCost {
             machine,
             base: &self.base,
@@ -141,13 +170,13 @@ impl<B: Backend> Rig<B> {
     }
 
     /// Runs the first `searches` prompts together.
-    pub fn once(&mut self, searches: usize) -> Result<Run> {
+    pub fn once(&mut self, settings: &Settings, searches: usize) -> Result<Run> {
         let before = self.scheduler.spent();
         let work = |guide: &PairGuide<B>| [guide.rows_run(), guide.tokens_new()];
-        let scored = work(self.scheduler.guide());
+        let scored = work(&self.scheduler.guide().inner);
         let started = Instant::now();
         for (id, prompt) in self.prompts[..searches].iter().enumerate() {
-            self.scheduler.submit(id, prompt, self.settings.clone())?;
+            self.scheduler.submit(id, prompt, settings.clone())?;
         }
         let mut run = Run::default();
         while self.scheduler.pending() > 0 {
@@ -166,7 +195,7 @@ impl<B: Backend> Rig<B> {
         }
         run.whole = started.elapsed().as_secs_f64();
         let spent = self.scheduler.spent();
-        let part = |of: fn(&Spent) -> std::time::Duration| (of(&spent) - of(&before)).as_secs_f64();
+        let part = |of: fn(&Spent) -> Duration| (of(&spent) - of(&before)).as_secs_f64();
         run.parts = [
             part(|s| s.prefill),
             part(|s| s.expand),
@@ -174,7 +203,7 @@ impl<B: Backend> Rig<B> {
             part(|s| s.select),
             part(|s| s.fork),
         ];
-        let [rows, new] = work(self.scheduler.guide());
+        let [rows, new] = work(&self.scheduler.guide().inner);
         run.scorer_work = (rows - scored[0]) as f64 / (new - scored[1]) as f64;
         Ok(run)
     }
@@ -195,6 +224,13 @@ pub struct Run {
     scorer_work: f64,
 }
 
+impl Run {
+    /// Seconds to run the prompts.
+    pub fn prefill(&self) -> f64 {
+        self.parts[0]
+    }
+}
+
 /// Tokens drawn in a search, those of candidates that were dropped included.
 fn sampled(trace: &[Chunk]) -> usize {
     let mut kept: Vec<usize> = Vec::new();
@@ -211,7 +247,8 @@ fn sampled(trace: &[Chunk]) -> usize {
     total
 }
 
-fn measure<B: Backend>(
+fn measure<B: Measured>(
+    backend: &Arc<B>,
     rig: &mut Rig<B>,
     machine: &Machine,
     args: &Args,
@@ -219,10 +256,11 @@ fn measure<B: Backend>(
 ) -> Result<Vec<Row>> {
     let (w, k, l, new) = (args.beam_width, args.successors, args.chunk_len(), args.max_new_tokens);
     let setting = format!("{}, W,K,L = {w},{k},{l}, {} + {new} tokens", rig.name, rig.prompt_len);
-    let what = format!("{BENCH} {setting}, {searches} together");
-    let runs = args.common.repeated(&what, || rig.once(searches))?;
+    let what = format!("{} {setting}, {searches} together", Args::NAME);
+    let settings = args.settings();
+    let runs = args.common.repeated(&what, || rig.once(&settings, searches))?;
 
-    let cost = rig.cost(machine, searches);
+    let cost = rig.cost(machine, &settings, searches);
     let count = chunks(l, new).count();
     let expand: f64 = chunks(l, new).map(|(done, len)| cost.expand(done, len)).sum();
     let score: f64 = chunks(l, new).map(|(done, len)| cost.score(done, len)).sum();
@@ -233,7 +271,7 @@ fn measure<B: Backend>(
     let row = |name: &str, unit: &str, of: &dyn Fn(&Run) -> f64| Row {
         setting: setting.clone(),
         concurrency: Some(searches),
-        ..Row::new(BENCH, name, unit, runs.iter().map(of).collect())
+        ..Row::new(Args::NAME, name, unit, runs.iter().map(of).collect())
     };
     let per_chunk = |row: Row| Row { per_chunk: Some(row.median / count as f64), ..row };
     let all_chunks = runs.iter().flat_map(|run| run.chunks.iter().copied()).collect();
@@ -243,7 +281,7 @@ fn measure<B: Backend>(
         Row {
             setting: setting.clone(),
             concurrency: Some(searches),
-            ..Row::new(BENCH, "chunk_s", "s", all_chunks)
+            ..Row::new(Args::NAME, "chunk_s", "s", all_chunks)
         }
         .bound((expand + score) / count as f64),
     ];
@@ -269,14 +307,13 @@ fn measure<B: Backend>(
     let alone = (rig.prompt_len + new - 1).div_ceil(PAGE_LEN) * searches * w * k;
     rows.push(row("pages_used", "pages", &|_| used as f64));
     rows.push(row("pages_shared", "pages", &|_| alone.saturating_sub(used) as f64));
-    if let Some(peak) = peak_memory() {
-        let weights: usize = rig.guide.iter().chain([&rig.base]).map(Config::weight_bytes).sum();
-        let guide_pages = rig.scheduler.guide().pages().map_or(0, |pages| pages.most_used());
-        let cache = |config: &Config, pages: usize| pages * PAGE_LEN * config.kv_bytes_per_token();
-        let guides: usize = rig.guide.iter().map(|config| cache(config, guide_pages)).sum();
-        let least = weights + cache(&rig.base, used) + guides;
-        rows.push(row("peak_memory", "B", &|_| peak).bound(least as f64));
-    }
+    let weights: usize = rig.guide.iter().chain([&rig.base]).map(Config::weight_bytes).sum();
+    let guide_pages = rig.scheduler.guide().inner.pages().map_or(0, |pages| pages.most_used());
+    let cache = |config: &Config, pages: usize| pages * PAGE_LEN * config.kv_bytes_per_token();
+    let guides: usize = rig.guide.iter().map(|config| cache(config, guide_pages)).sum();
+    let needed = weights + cache(&rig.base, used) + guides;
+    let memory = machine.memory_row(&**backend, Args::NAME, needed);
+    rows.extend(memory.map(|memory| Row { setting, concurrency: Some(searches), ..memory }));
     Ok(rows)
 }
 
@@ -284,19 +321,18 @@ fn measure<B: Backend>(
 fn prompt(tokenizer: &Tokenizer, vocab: usize, len: usize, text: usize) -> Result<Prompt> {
     /// English enough for any tokenizer; one of the words fits where others split.
     const WORDS: [&str; 8] = ["the", "film", "was", "a", "story", "of", "and", "I"];
+    if tokenizer.id("t0") == Some(0) {
+        let words = (0..len).map(|place| format!("t{}", token(text, place, vocab)));
+        return Ok(Prompt::Text(words.collect::<Vec<_>>().join(" ")));
+    }
     let count = |text: &str| Ok::<_, Error>(tokenizer.encode(text, Bos::Auto)?.len());
-    let numbered = tokenizer.id("t0") == Some(0);
     let mut written = String::new();
     let mut place = 0;
     while count(&written)? < len {
-        let words: Vec<String> = match numbered {
-            true => vec![format!("t{}", token(text, place, vocab))],
-            false => {
-                (0..WORDS.len()).map(|w| WORDS[(text + place + w) % WORDS.len()].into()).collect()
-            }
-        };
-        let longer = |word: &String| format!("{written}{}{word}", if place > 0 { " " } else { "" });
-        let fitting = words.iter().map(longer).map(|text| Ok((count(&text)?, text)));
+        let words = (0..WORDS.len()).map(|w| WORDS[(text + place + w) % WORDS.len()]);
+        let longer =
+            words.map(|word| format!("{written}{}{word}", if place > 0 { " " } else { "" }));
+        let fitting = longer.map(|text| Ok((count(&text)?, text)));
         let fitting = fitting.collect::<Result<Vec<_>>>()?;
         let Some((_, next)) = fitting.into_iter().find(|(count, _)| *count <= len) else {
             let reason = format!("is {len}, and no text of that many tokens was found");

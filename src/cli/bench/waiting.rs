@@ -1,0 +1,85 @@
+//! Models that wait for the device when they have run prompts, so that the scheduler's clock counts
+//! that time where it belongs. All else ends with tokens or scores, which wait by themselves.
+
+use std::sync::Arc;
+
+use super::machine::Fence;
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::guide::{Guide, PairGuide, Score, Scoring};
+use crate::kv_cache::Lifetime;
+use crate::proposer::{Draft, LocalProposer, Prompt, Proposer};
+
+/// A proposer or a guide, and its device.
+pub struct Waiting<T, B: Backend> {
+    pub inner: T,
+    fence: Fence<B>,
+}
+
+impl<T, B: Backend> Waiting<T, B> {
+    pub fn new(backend: &Arc<B>, inner: T) -> Result<Self> {
+        Ok(Self { inner, fence: Fence::new(backend)? })
+    }
+}
+
+impl<B: Backend> Proposer for Waiting<LocalProposer<B>, B> {
+    type Prompt = <LocalProposer<B> as Proposer>::Prompt;
+    type State = <LocalProposer<B> as Proposer>::State;
+
+    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt> {
+        self.inner.prepare(prompt, life)
+    }
+
+    fn pages_needed(&self, prompt: &Self::Prompt, life: &Lifetime) -> Vec<usize> {
+        self.inner.pages_needed(prompt, life)
+    }
+
+    fn page_capacity(&self) -> Vec<usize> {
+        self.inner.page_capacity()
+    }
+
+    fn pages_free(&self) -> Vec<usize> {
+        self.inner.pages_free()
+    }
+
+    fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>> {
+        let states = self.inner.open(prompts)?;
+        self.fence.wait()?;
+        Ok(states)
+    }
+
+    fn extend(&mut self, drafts: &mut [Draft<'_, Self::State>]) -> Result<()> {
+        self.inner.extend(drafts)
+    }
+}
+
+impl<B: Backend> Guide for Waiting<PairGuide<B>, B> {
+    type Prompt = <PairGuide<B> as Guide>::Prompt;
+    type State = <PairGuide<B> as Guide>::State;
+
+    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt> {
+        self.inner.prepare(prompt, life)
+    }
+
+    fn pages_needed(&self, prompt: &Self::Prompt, life: &Lifetime) -> Vec<usize> {
+        self.inner.pages_needed(prompt, life)
+    }
+
+    fn page_capacity(&self) -> Vec<usize> {
+        self.inner.page_capacity()
+    }
+
+    fn pages_free(&self) -> Vec<usize> {
+        self.inner.pages_free()
+    }
+
+    fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>> {
+        let states = self.inner.open(prompts)?;
+        self.fence.wait()?;
+        Ok(states)
+    }
+
+    fn score(&mut self, items: &mut [Scoring<'_, Self::State>]) -> Result<Vec<Result<Score>>> {
+        self.inner.score(items)
+    }
+}
