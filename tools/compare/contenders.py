@@ -28,7 +28,7 @@ class Peer:
     """A script in peers/, started once. It waits without work while others are measured."""
 
     def __init__(self, name: str, script: str, folder: Path, precision: str, threads: int, log):
-        self.name, self.precision = name, precision
+        self.name, self.precision, self.log = name, precision, log
         command = [sys.executable, HERE / "peers" / script, folder, precision, str(threads)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
@@ -48,7 +48,9 @@ class Peer:
     def answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
-            self.failure = f"ended with status {self.process.wait()}"
+            # Such as a module that is missing: what was said last.
+            said = Path(self.log.name).read_text().strip().splitlines()[-1:]
+            self.failure = f"ended with status {self.process.wait()}: {''.join(said)[:200]}"
             raise Failure(self.failure)
         answer = json.loads(line)
         if "error" in answer:
