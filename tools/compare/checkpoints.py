@@ -17,21 +17,21 @@ TOKENIZER_CONFIG = {
 }
 
 
-def make(folder: Path) -> dict[str, Path]:
-    """The folders by role; those that exist are kept."""
+def make(folder: Path, **shape) -> dict[str, Path]:
+    """The folders by role; those that exist are kept. `shape` is where it is not GPT-2 124M's."""
     models = {role: folder / role for role in ROLES}
     for role, seed in ROLES.items():
         if not (models[role] / "tokenizer.json").exists():
-            write(models[role], seed)
+            write(models[role], seed, shape)
     return models
 
 
-def write(folder: Path, seed: int) -> None:
+def write(folder: Path, seed: int, shape: dict) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB)).to(torch.bfloat16)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, **shape)).to(torch.bfloat16)
     model.save_pretrained(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))

@@ -23,6 +23,7 @@ SEARCHES = {
     "transformers, prefixes re-run": ("cbs_rerun.py", ["f32", "bf16"]),
     "transformers, caches": ("cbs_cached.py", ["f32", "bf16"]),
 }
+TINY = {"n_layer": 2, "n_embd": 128, "n_head": 2}
 PROMPT, SCORED = 64, 64
 BATCHES = [1, 16]
 # Of a text's 64 log-probabilities together. Texts differ by about 4, so that another model, another
@@ -33,7 +34,8 @@ TOLERANCE = {"f32": 0.5, "bf16": 1.0, "int8": 2.0}
 def main() -> int:
     args = parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    models = checkpoints.make(WORK / "models")
+    shape = TINY if args.quick else {}
+    models = checkpoints.make(WORK / ("models-quick" if args.quick else "models"), **shape)
     with open(args.output / "log.txt", "w") as log:
         comparison = Comparison(args, models, log)
         if "engines" in args.parts:
@@ -58,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), help="peers by name, such as OpenVINO,llama.cpp")
     parser.add_argument("--precisions", type=lambda text: text.split(","), default=["f32", "bf16", "int8"])
     parser.add_argument("--parts", type=lambda text: text.split(","), default=["engines", "search"])
-    parser.add_argument("--quick", action="store_true", help="one round with few tokens, to try it")
+    parser.add_argument("--quick", action="store_true", help="one round, tiny models, few tokens: to try it")
     parser.add_argument("--output", type=Path, default=WORK / "results", help="folder for results and log")
     args = parser.parse_args()
     if args.quick:
