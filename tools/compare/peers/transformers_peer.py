@@ -7,6 +7,9 @@ from protocol import TEMPERATURE, TOP_K, serve
 from transformers import DynamicCache, GPT2LMHeadModel
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+# A precision that the processor has no instructions for runs so many times slower than f32 in torch's
+# own loops that it says nothing: one search would take hours.
+EMULATED = 10
 
 
 class Peer:
@@ -36,8 +39,25 @@ class Peer:
 def load(folder, precision):
     if precision not in DTYPES:
         raise ValueError(f"transformers has no {precision} on CPUs without further packages")
+    f32, wanted = products_per_s(torch.float32), products_per_s(DTYPES[precision])
+    if wanted * EMULATED < f32:
+        raise ValueError(
+            f"torch has only its own loops for {precision} on this CPU: "
+            f"{wanted / 1e9:.1f} GFLOP/s, {f32 / 1e9:.0f} in f32"
+        )
     model = GPT2LMHeadModel.from_pretrained(folder, dtype=DTYPES[precision])
     return model.eval()
+
+
+def products_per_s(dtype):
+    """Operations of a matmul of GPT-2's size in a second."""
+    x, weight = torch.ones(16, 768, dtype=dtype), torch.ones(768, 3072, dtype=dtype)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        x @ weight
+        times.append(time.perf_counter() - started)
+    return 2 * 16 * 768 * 3072 / min(times)
 
 
 def sample(logits):
