@@ -46,8 +46,8 @@ struct Join {
   }
 };
 
-// One number for each query and channel, then the query's maximum and mass. The 4 numbers more in
-// a row keep lanes that hold different queries in different banks.
+// One query's sums of all channels, its maximum and its mass. The 4 numbers beyond the channels
+// keep lanes that hold different queries in different banks.
 template <unsigned CHANNELS>
 struct Sums {
   float of[CHANNELS], max, mass, unused[2];
@@ -79,7 +79,7 @@ struct Memory {
   View views[QUERIES];
 };
 
-// Both lanes' pairs of numbers change hands at once.
+// Two numbers that are exchanged by one collective.
 struct Pair {
   float first, second;
 };

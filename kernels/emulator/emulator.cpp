@@ -363,7 +363,9 @@ void require_shared(const void *address) {
 
 void copy_async(void *shared, const void *global, bool valid) {
   require_shared(shared);
-  if (valid && uintptr_t(global) % 16) fail("copies 16 bytes from %p, which is not aligned", global);
+  if (valid && uintptr_t(global) % 16) {
+    fail("copies 16 bytes from %p, which is not aligned", global);
+  }
   if (valid) state->copied_bytes += 16;
   memset(shared, POISON, 16);
   state->current->copies.push_back({shared, global, valid, state->current->group});
