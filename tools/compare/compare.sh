@@ -3,7 +3,7 @@
 #
 #     tools/compare/compare.sh [--quick] [--only NAME,…] [--rounds N] …      --help says the rest
 #
-# What it needs besides a C++ compiler it puts into .venv-compare: 9 GB, once.
+# What it needs besides a C++ compiler it puts into .venv-compare: 6 GB, once.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
