@@ -247,3 +247,22 @@ fn models_side_by_side_give_what_they_give_one_by_one() {
         check(&[gpu.clone(), gpu.clone(), gpu]);
     }
 }
+
+/// Goal: who waits for a pair has waited for both of its queues: nothing is left to be read.
+#[test]
+fn waiting_for_a_pair_waits_for_both_models() {
+    for order in 0..ORDERS {
+        let backend = Arc::new(CudaBackend::emulated(order).unwrap());
+        let mut pair = pair(&backend);
+        let prompt = tokens(LIMITS.rows, 0);
+        let mut sequence = pair.pages.sequence();
+        sequence.append(prompt.len()).unwrap();
+        pair.prefill(&[Span { tokens: &prompt, start: 0, sequence: &sequence }]).unwrap();
+        pair.wait().unwrap();
+        let waited = backend.device().copied_bytes();
+        // Freeing memory waits for all queues.
+        drop(pair);
+        assert!(waited > 0, "order {order}: attention copies pages");
+        assert_eq!(backend.device().copied_bytes(), waited, "order {order}: something was left");
+    }
+}

@@ -150,6 +150,11 @@ impl<B: Backend> Engine<B> {
         self.context
     }
 
+    /// Returns when all that was asked of this engine has happened.
+    pub fn wait(&self) -> Result<()> {
+        self.backend.download(&self.tokens, &mut [0])
+    }
+
     /// Rows (tokens) run since the engine was built.
     pub fn rows_run(&self) -> u64 {
         self.rows_run

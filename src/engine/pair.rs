@@ -79,6 +79,12 @@ impl<B: Backend> Pair<B> {
         self.untuned.copy_pages(copies)
     }
 
+    /// [`Engine::wait`] for both.
+    pub fn wait(&self) -> Result<()> {
+        self.tuned.wait()?;
+        self.untuned.wait()
+    }
+
     /// [`Engine::prefill`] of both.
     pub fn prefill(&mut self, spans: &[Span<'_>]) -> Result<()> {
         self.tuned.prefill(spans)?;

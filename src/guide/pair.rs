@@ -133,6 +133,11 @@ impl<B: Backend> PairGuide<B> {
         self.pairs.first().map_or(0, |pair| pair.pair().tuned.rows_run())
     }
 
+    /// Returns when all that was asked of the pairs has happened.
+    pub fn wait(&self) -> Result<()> {
+        self.pairs.iter().try_for_each(|weighted| weighted.pair().wait())
+    }
+
     /// Whether every pair has a token that ends a text.
     pub fn has_eos(&self) -> bool {
         self.pairs.iter().all(|pair| pair.eos.is_some())

@@ -107,7 +107,7 @@ pub struct Rig<B: Backend> {
     name: String,
     base: Config,
     guide: [Config; 2],
-    scheduler: Scheduler<Waiting<LocalProposer<B>, B>, Waiting<PairGuide<B>, B>>,
+    scheduler: Scheduler<Waiting<LocalProposer<B>>, Waiting<PairGuide<B>>>,
     pages: PagePool,
     tokenizer: Arc<Tokenizer>,
     prompts: Vec<Prompt>,
@@ -128,8 +128,8 @@ impl<B: Backend> Rig<B> {
         let trio = models.trio(backend, prompt_len, life, searches, device.kv_memory)?;
         let Trio { name, base, guide, proposer, scorer, tokenizer } = trio;
         let pages = proposer.pages().clone();
-        let proposer = Waiting::new(backend, proposer)?;
-        let scheduler = Scheduler::new(proposer, Waiting::new(backend, scorer)?, searches);
+        let (proposer, scorer) = (Waiting { inner: proposer }, Waiting { inner: scorer });
+        let scheduler = Scheduler::new(proposer, scorer, searches);
         let prompts = vec![Prompt::Text(String::new()); searches];
         let mut rig = Self { name, base, guide, scheduler, pages, tokenizer, prompts, prompt_len };
         rig.ask(prompt_len)?;

@@ -1,28 +1,18 @@
 //! Models that wait for the device when they have run prompts, so that the scheduler's clock counts
 //! that time where it belongs. All else ends with tokens or scores, which wait by themselves.
 
-use std::sync::Arc;
-
-use super::machine::Fence;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::guide::{Guide, PairGuide, Score, Scoring};
 use crate::kv_cache::Lifetime;
 use crate::proposer::{Draft, LocalProposer, Prompt, Proposer};
 
-/// A proposer or a guide, and its device.
-pub struct Waiting<T, B: Backend> {
+/// A proposer or a guide. Each waits for the queues that it has.
+pub struct Waiting<T> {
     pub inner: T,
-    fence: Fence<B>,
 }
 
-impl<T, B: Backend> Waiting<T, B> {
-    pub fn new(backend: &Arc<B>, inner: T) -> Result<Self> {
-        Ok(Self { inner, fence: Fence::new(backend)? })
-    }
-}
-
-impl<B: Backend> Proposer for Waiting<LocalProposer<B>, B> {
+impl<B: Backend> Proposer for Waiting<LocalProposer<B>> {
     type Prompt = <LocalProposer<B> as Proposer>::Prompt;
     type State = <LocalProposer<B> as Proposer>::State;
 
@@ -44,7 +34,7 @@ impl<B: Backend> Proposer for Waiting<LocalProposer<B>, B> {
 
     fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>> {
         let states = self.inner.open(prompts)?;
-        self.fence.wait()?;
+        self.inner.engine().wait()?;
         Ok(states)
     }
 
@@ -53,7 +43,7 @@ impl<B: Backend> Proposer for Waiting<LocalProposer<B>, B> {
     }
 }
 
-impl<B: Backend> Guide for Waiting<PairGuide<B>, B> {
+impl<B: Backend> Guide for Waiting<PairGuide<B>> {
     type Prompt = <PairGuide<B> as Guide>::Prompt;
     type State = <PairGuide<B> as Guide>::State;
 
@@ -75,7 +65,7 @@ impl<B: Backend> Guide for Waiting<PairGuide<B>, B> {
 
     fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>> {
         let states = self.inner.open(prompts)?;
-        self.fence.wait()?;
+        self.inner.wait()?;
         Ok(states)
     }
 
