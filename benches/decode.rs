@@ -31,7 +31,7 @@ fn texts(count: usize, vocab: usize) -> Vec<Vec<u32>> {
 /// The first `PROMPT` tokens of each text.
 fn spans<'a>(texts: &'a [Vec<u32>], sequences: &'a [Sequence]) -> Vec<Span<'a>> {
     let pairs = texts.iter().zip(sequences);
-    pairs.map(|(text, sequence)| Span { tokens: &text[..PROMPT], start: 0, sequence }).collect()
+    pairs.map(|(text, sequence)| Span::new(&text[..PROMPT], 0, sequence)).collect()
 }
 
 fn decode(c: &mut Criterion) {
@@ -68,10 +68,11 @@ fn decode(c: &mut Criterion) {
         let next: Vec<Span<'_>> = texts
             .iter()
             .zip(&sequences)
-            .map(|(text, sequence)| Span { tokens: &text[PROMPT..], start: PROMPT, sequence })
+            .map(|(text, sequence)| Span::new(&text[PROMPT..], PROMPT, sequence))
             .collect();
         let draws: Vec<SampleRow> = (0..batch as u32)
             .map(|candidate| SampleRow {
+                logits: candidate,
                 temperature: 0.7,
                 top_k: 50,
                 top_p: 1.0,

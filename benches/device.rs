@@ -15,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::CudaBackend;
 use trimtab::backend::{
-    Advance, Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow, Segment,
+    Advance, Attention, Backend, Entries, Heads, PAGE_LEN, PoolShape, SampleRow, Segment,
 };
 use trimtab::cli::bench::{
     Fence, Format, Machine, Measured, Origin, Row, Shape, Work, print, save,
@@ -200,9 +200,11 @@ impl<B: Backend> Bench<'_, B> {
         let (x, heads) = (self.numbers::<bf16>(count * width)?, self.matrices(vocab, width)?);
         let targets = self.upload(&vec![7; count])?;
         let mut logprobs = self.numbers::<f32>(count)?;
+        let (starts, list) = self.own_entries(count)?;
         self.row("logprobs", count, 2 * width * vocab, 2 * count * width * vocab, |turn| {
             let head = &heads[turn % heads.len()];
-            backend.logprobs(count, &x, head, &targets, &mut logprobs)
+            let entries = Entries { rows: count, starts: &starts, list: &list };
+            backend.logprobs(&x, head, entries, &targets, &mut logprobs)
         })
     }
 
@@ -276,6 +278,7 @@ impl<B: Backend> Bench<'_, B> {
         })?;
         let draws: Vec<SampleRow> = (0..count as u32)
             .map(|candidate| SampleRow {
+                logits: candidate,
                 temperature: 0.7,
                 top_k: 50,
                 top_p: 1.0,
@@ -307,6 +310,12 @@ impl<B: Backend> Bench<'_, B> {
         })
     }
 
+    /// An entry for each row: starts and list.
+    fn own_entries(&self, rows: usize) -> Result<(B::Buffer<u32>, B::Buffer<u32>)> {
+        let upto = |end| self.upload(&(0..end).collect::<Vec<u32>>());
+        Ok((upto(rows as u32 + 1)?, upto(rows as u32)?))
+    }
+
     /// Keys and values of `count` rows on their way into pages, and copies of so many pages.
     fn cache(&mut self, count: usize) -> Result<()> {
         let backend = self.backend;
@@ -316,8 +325,10 @@ impl<B: Backend> Bench<'_, B> {
         let qkv = self.numbers::<bf16>(count * heads.qkv_width())?;
         let slots: Vec<u32> = (0..count).map(|row| (row * PAGE_LEN) as u32).collect();
         let slots = self.upload(&slots)?;
+        let (starts, list) = self.own_entries(count)?;
         self.row("store_kv", count, 8 * count * heads.kv * heads.dim, 0, |turn| {
-            backend.store_kv(count, turn % layers, shape, &qkv, &slots, &mut pool)
+            let entries = Entries { rows: count, starts: &starts, list: &list };
+            backend.store_kv(turn % layers, shape, &qkv, entries, &slots, &mut pool)
         })?;
         let copies: Vec<(u32, u32)> =
             (0..count as u32).map(|page| (page, page + count as u32)).collect();

@@ -10,7 +10,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::{
-    Advance, Attention, Backend, Heads, PAGE_LEN, PoolShape, SampleRow, Segment,
+    Advance, Attention, Backend, Entries, Heads, PAGE_LEN, PoolShape, SampleRow, Segment,
 };
 use trimtab::philox::Draw;
 use trimtab::tensor::{Element, HostMatrix, bf16};
@@ -111,12 +111,19 @@ fn matmuls(c: &mut Criterion) {
     group.finish();
 }
 
+/// An entry for each row: starts and list.
+fn own_entries(cpu: &CpuBackend, rows: usize) -> (Buffer<u32>, Buffer<u32>) {
+    let upto = |end| indices(cpu, (0..end).collect());
+    (upto(rows as u32 + 1), upto(rows as u32))
+}
+
 fn heads(c: &mut Criterion) {
     let cpu = CpuBackend::new(None).unwrap();
     let head = weight(&cpu, VOCAB, WIDTH);
     let mut group = c.benchmark_group("head");
     group.throughput(Throughput::Bytes((2 * VOCAB * WIDTH) as u64));
     for rows in [1, 4, 16, 64, 160] {
+        let (starts, list) = own_entries(&cpu, rows);
         let x = numbers::<bf16>(&cpu, rows * WIDTH);
         let mut logits = numbers::<f32>(&cpu, rows * VOCAB);
         let mut logprobs = numbers::<f32>(&cpu, rows);
@@ -125,7 +132,10 @@ fn heads(c: &mut Criterion) {
             b.iter(|| cpu.logits(rows, &x, &head, &mut logits).unwrap());
         });
         group.bench_function(BenchmarkId::new("logprobs", rows), |b| {
-            b.iter(|| cpu.logprobs(rows, &x, &head, &targets, &mut logprobs).unwrap());
+            b.iter(|| {
+                let entries = Entries { rows, starts: &starts, list: &list };
+                cpu.logprobs(&x, &head, entries, &targets, &mut logprobs).unwrap();
+            });
         });
     }
     let (tuned, untuned) = (numbers::<f32>(&cpu, ROWS * VOCAB), numbers::<f32>(&cpu, ROWS * VOCAB));
@@ -139,6 +149,7 @@ fn heads(c: &mut Criterion) {
     let mut tokens = indices(&cpu, vec![0; ROWS]);
     let rows: Vec<SampleRow> = (0..ROWS as u32)
         .map(|candidate| SampleRow {
+            logits: candidate,
             temperature: 0.7,
             top_k: 50,
             top_p: 1.0,
@@ -179,9 +190,13 @@ fn cache(c: &mut Criterion) {
     let mut pool = numbers::<bf16>(&cpu, shape.len());
     let qkv = numbers::<bf16>(&cpu, ROWS * HEADS.qkv_width());
     let slots = indices(&cpu, (0..ROWS).map(|row| (row * stride * PAGE_LEN) as u32).collect());
+    let (starts, list) = own_entries(&cpu, ROWS);
     let mut group = c.benchmark_group("cache");
     group.bench_function("store_kv", |b| {
-        b.iter(|| cpu.store_kv(ROWS, 0, shape, &qkv, &slots, &mut pool).unwrap());
+        b.iter(|| {
+            let entries = Entries { rows: ROWS, starts: &starts, list: &list };
+            cpu.store_kv(0, shape, &qkv, entries, &slots, &mut pool).unwrap();
+        });
     });
     let copies: Vec<(u32, u32)> = (0..ROWS as u32).map(|i| (i * 2, i * 2 + 1)).collect();
     group.bench_function("copy_pages", |b| {

@@ -1,7 +1,8 @@
-// out[r] = log softmax(x[r] · headᵀ)[targets[r]] with no [rows, vocab] in memory
+// out[e] = log softmax(x[r] · headᵀ)[targets[e]] for each entry e of each row r, with no
+// [rows, vocab] in memory
 //
 // logprobs_tiles: largest logit and sum of e^(logit - largest) of each row over each TILE of the
-// vocabulary, and the target's logit where it passes by.
+// vocabulary, and the targets' logits where they pass by.
 // grid, block, shared: see product.cuh (many rows); moves 2 bytes per weight.
 // logprobs: the tiles of a row in a fixed order. grid: rows; block: THREADS.
 #include "product.cuh"
@@ -21,7 +22,6 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS, 1)
 #pragma unroll
     for (unsigned side = 0; side < 2; side++) {
       unsigned row = Tile::row(j, side);
-      unsigned target = row < p.product.rows ? p.targets[row] : p.product.outputs;
       float most = -INFINITY;
 #pragma unroll
       for (unsigned i = 0; i < WARP_OUTPUTS; i++) {
@@ -29,8 +29,19 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS, 1)
         for (unsigned k = side; k < 4; k += 2) {
           unsigned output = Tile::output(i, k);
           if (output >= p.product.outputs) tile.sums[i][j][k] = -INFINITY;
-          if (output == target) p.picked[row] = tile.sums[i][j][k];
           most = fmaxf(most, tile.sums[i][j][k]);
+        }
+      }
+      if (row < p.product.rows) {
+        for (unsigned at = p.starts[row]; at < p.starts[row + 1]; at++) {
+          unsigned entry = p.entries[at], target = p.targets[entry];
+#pragma unroll
+          for (unsigned i = 0; i < WARP_OUTPUTS; i++) {
+#pragma unroll
+            for (unsigned k = side; k < 4; k += 2) {
+              if (Tile::output(i, k) == target) p.out[entry] = tile.sums[i][j][k];
+            }
+          }
         }
       }
       // Lanes of one quad position hold one row between them.
@@ -79,5 +90,9 @@ extern "C" __global__ void logprobs(const LogprobsParams p) {
     sum += sums[i] * expf(maxima[i] - most);
   }
   sum = block_reduce<Add>(sum, scratch);
-  if (threadIdx.x == 0) p.out[blockIdx.x] = p.picked[blockIdx.x] - most - logf(sum);
+  unsigned end = p.starts[blockIdx.x + 1];
+  for (unsigned at = p.starts[blockIdx.x] + threadIdx.x; at < end; at += blockDim.x) {
+    unsigned entry = p.entries[at];
+    p.out[entry] = p.out[entry] - most - logf(sum);
+  }
 }

@@ -88,11 +88,12 @@ typedef struct LogitsParams {
 
 typedef struct LogprobsParams {
   ProductParams product;
-  const unsigned *targets; /* [rows] */
+  const unsigned *starts;  /* [rows + 1] where each row's entries are listed */
+  const unsigned *entries; /* [entries] */
+  const unsigned *targets; /* [entries] */
   float *maxima;           /* [rows, tiles] largest logit of a tile of the vocabulary */
   float *sums;             /* [rows, tiles] sum of e^(logit - largest) */
-  float *picked;           /* [rows] the target's logit */
-  float *out;              /* [rows] */
+  float *out;              /* [entries], the target's logit at first */
   unsigned tiles;
 } LogprobsParams;
 
@@ -106,8 +107,10 @@ typedef struct RopeParams {
 } RopeParams;
 
 typedef struct StoreKvParams {
-  const bf16 *qkv;       /* [rows, (query_heads + 2 kv_heads) * head_dim] */
-  const unsigned *slots; /* [rows] page * PAGE_LEN + offset, or NO_SLOT */
+  const bf16 *qkv;         /* [rows, (query_heads + 2 kv_heads) * head_dim] */
+  const unsigned *starts;  /* [rows + 1] where each row's entries are listed */
+  const unsigned *entries; /* [entries] */
+  const unsigned *slots;   /* [entries] page * PAGE_LEN + offset, or NO_SLOT */
   bf16 *pool;
   PoolParams shape;
   unsigned layer;
@@ -161,6 +164,7 @@ typedef struct AddGuidanceParams {
 } AddGuidanceParams;
 
 typedef struct SampleRowParams {
+  unsigned logits; /* the row of logits to draw from */
   float temperature;
   unsigned top_k;
   float top_p;
@@ -171,7 +175,7 @@ typedef struct SampleRowParams {
 } SampleRowParams;
 
 typedef struct SampleParams {
-  const float *logits; /* [rows, vocab] */
+  const float *logits; /* [_, vocab] */
   unsigned *tokens;    /* [rows] */
   unsigned vocab;
   SampleRowParams rows[SAMPLE_ROWS];

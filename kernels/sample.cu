@@ -228,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const Sample
   float *maxima = reinterpret_cast<float *>(counts);
   const SampleRowParams &how = p.rows[blockIdx.x];
   Row row;
-  row.logits = p.logits + size_t(blockIdx.x) * p.vocab;
+  row.logits = p.logits + size_t(how.logits) * p.vocab;
   row.vocab = p.vocab;
   // Whole steps of 32 per warp.
   unsigned range = div_up(p.vocab, SAMPLE_THREADS) * 32;

@@ -92,6 +92,13 @@ pub struct PageCopy {
     pub to: u32,
 }
 
+/// What a sequence holds, without saying what that is; see [`Sequence::mark`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mark {
+    last_page: Option<u32>,
+    len: usize,
+}
+
 /// The cached tokens of one hypothesis under one model (or under a pair that walks together).
 #[derive(Clone, Debug)]
 pub struct Sequence {
@@ -114,6 +121,12 @@ impl Sequence {
     /// Page ids in order of position.
     pub fn pages(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
         self.pages.iter().map(|page| page.id)
+    }
+
+    /// Two sequences of one pool that have equal marks hold the same tokens: a page is written by one
+    /// owner only, and those who share one were forked where they still were the same.
+    pub fn mark(&self) -> Mark {
+        Mark { last_page: self.pages.last().map(|page| page.id), len: self.len }
     }
 
     /// How many of the pages another sequence owns too.

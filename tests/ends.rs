@@ -48,12 +48,13 @@ fn chunk<B: Backend>(backend: &Arc<B>, ends: &[u32]) -> Vec<Vec<u32>> {
     let spans: Vec<Span<'_>> = first
         .chunks(1)
         .zip(&sequences)
-        .map(|(tokens, sequence)| Span { tokens, start: 0, sequence })
+        .map(|(tokens, sequence)| Span::new(tokens, 0, sequence))
         .collect();
     engine.begin(&spans, STEPS).unwrap();
     for step in 0..STEPS {
         engine.next_logits().unwrap();
         let row = |candidate| SampleRow {
+            logits: candidate,
             temperature: 1.0,
             top_k: 0,
             top_p: 1.0,

@@ -53,14 +53,14 @@ fn run<B: Backend>(engine: &mut Engine<B>, tokens: &[u32]) -> (Vec<f32>, Vec<f32
     let pool = PagePool::new(64);
     let mut sequence = pool.sequence();
     sequence.append(tokens.len()).unwrap();
-    let span = Span { tokens, start: 0, sequence: &sequence };
+    let span = Span::new(tokens, 0, &sequence);
     // The last row's target does not matter; its log-probability is dropped.
     let targets: Vec<u32> = tokens[1..].iter().copied().chain([0]).collect();
     let mut logprobs = engine.logprobs(&[span], &targets).unwrap();
     logprobs.pop();
     // Once more the last token, whose keys and values come out the same.
     let start = tokens.len() - 1;
-    engine.begin(&[Span { tokens: &tokens[start..], start, sequence: &sequence }], 1).unwrap();
+    engine.begin(&[Span::new(&tokens[start..], start, &sequence)], 1).unwrap();
     engine.next_logits().unwrap();
     (logprobs, engine.read_logits().unwrap())
 }
@@ -194,8 +194,8 @@ fn in_pieces<B: Backend>(backend: &Arc<B>, name: &str, rows: usize, step: usize)
         neighbour.append(1).unwrap();
         sequence.append(end - start).unwrap();
         let spans = [
-            Span { tokens: extra, start: other_start, sequence: &neighbour },
-            Span { tokens: &tokens[start..end], start, sequence: &sequence },
+            Span::new(extra, other_start, &neighbour),
+            Span::new(&tokens[start..end], start, &sequence),
         ];
         let targets: Vec<u32> = (start..=end)
             .map(|i| if i == start { 0 } else { *tokens.get(i).unwrap_or(&0) })

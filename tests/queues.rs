@@ -77,16 +77,14 @@ fn scores<B: Backend>(mut models: Models<B>) -> [[Vec<f32>; 2]; 2] {
     let prompt = tokens(11, 0);
     let mut first = pool.sequence();
     first.append(prompt.len()).unwrap();
-    models.prefill(&[Span { tokens: &prompt, start: 0, sequence: &first }]);
+    models.prefill(&[Span::new(&prompt, 0, &first)]);
     let mut second = first.clone();
     let mut score = |texts: [Vec<u32>; 2]| {
         let starts = [first.len(), second.len()];
         let copies = [first.append(texts[0].len()), second.append(texts[1].len())];
         models.copy_pages(&copies.into_iter().filter_map(|copy| copy.unwrap()).collect::<Vec<_>>());
-        let spans = [
-            Span { tokens: &texts[0], start: starts[0], sequence: &first },
-            Span { tokens: &texts[1], start: starts[1], sequence: &second },
-        ];
+        let spans =
+            [Span::new(&texts[0], starts[0], &first), Span::new(&texts[1], starts[1], &second)];
         models.logprobs(&spans, &texts.concat())
     };
     [score([tokens(9, 1), tokens(6, 2)]), score([tokens(4, 3), tokens(5, 4)])]
@@ -94,6 +92,7 @@ fn scores<B: Backend>(mut models: Models<B>) -> [[Vec<f32>; 2]; 2] {
 
 fn sample_rows(step: usize) -> Vec<SampleRow> {
     let row = |candidate| SampleRow {
+        logits: candidate,
         temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
@@ -121,7 +120,7 @@ fn prompt_spans<'a>(prompts: &'a [Vec<u32>], sequences: &'a [Sequence]) -> Vec<S
     prompts
         .iter()
         .zip(sequences)
-        .map(|(prompt, sequence)| Span { tokens: all_but_last(prompt), start: 0, sequence })
+        .map(|(prompt, sequence)| Span::new(all_but_last(prompt), 0, sequence))
         .collect()
 }
 
@@ -129,7 +128,7 @@ fn prompt_spans<'a>(prompts: &'a [Vec<u32>], sequences: &'a [Sequence]) -> Vec<S
 fn next_spans<'a>(last: &'a [u32], sequences: &'a [Sequence], steps: usize) -> Vec<Span<'a>> {
     last.chunks(1)
         .zip(sequences)
-        .map(|(tokens, sequence)| Span { tokens, start: sequence.len() - steps, sequence })
+        .map(|(tokens, sequence)| Span::new(tokens, sequence.len() - steps, sequence))
         .collect()
 }
 
@@ -257,7 +256,7 @@ fn waiting_for_a_pair_waits_for_both_models() {
         let prompt = tokens(LIMITS.rows, 0);
         let mut sequence = pair.pages.sequence();
         sequence.append(prompt.len()).unwrap();
-        pair.prefill(&[Span { tokens: &prompt, start: 0, sequence: &sequence }]).unwrap();
+        pair.prefill(&[Span::new(&prompt, 0, &sequence)]).unwrap();
         pair.wait().unwrap();
         let waited = backend.device().copied_bytes();
         // Freeing memory waits for all queues.

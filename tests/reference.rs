@@ -150,7 +150,7 @@ impl Models {
         let mut sequence = pair.pages.sequence();
         sequence.append(tokens.len() - 1).unwrap();
         let fed = &tokens[..tokens.len() - 1];
-        let spans = [Span { tokens: fed, start: 0, sequence: &sequence }];
+        let spans = [Span::new(fed, 0, &sequence)];
         let logps = pair.logprobs(&spans, &tokens[1..]).unwrap();
         // Labels are shifted by one, so that the first token of all is never scored.
         let sum = |logps: &[f32]| -> f64 {

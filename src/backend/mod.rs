@@ -99,6 +99,17 @@ pub struct Segment {
     pub first_position: usize,
 }
 
+/// The entries of a batch, tokens of its sequences, that each row stands for: one, or several where
+/// sequences with the same past go on with the same token, which then is run once for all.
+pub struct Entries<'a, B: Backend> {
+    /// Rows of the batch.
+    pub rows: usize,
+    /// `[rows + 1]`: those of row r stand at `starts[r]..starts[r + 1]` in `list`.
+    pub starts: &'a B::Buffer<u32>,
+    /// `[entries]`, each once.
+    pub list: &'a B::Buffer<u32>,
+}
+
 /// What [`Backend::attention`] reads and writes, for one layer and all rows of a batch.
 ///
 /// Row r of segment s at position p attends to positions `0..=p` of its own sequence, or to the
@@ -135,6 +146,8 @@ pub struct Attention<'a, B: Backend> {
 /// How one row's next token is picked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleRow {
+    /// The row of logits to draw from.
+    pub logits: u32,
     /// 0 takes the most probable token (the lowest id on a tie) and draws nothing.
     pub temperature: f32,
     /// Keep only the `top_k` most probable tokens and those tied with the last of them;
@@ -313,14 +326,14 @@ pub trait Backend: Send + Sync + Sized + 'static {
         qkv: &mut Self::Buffer<bf16>,
     ) -> Result<()>;
 
-    /// Writes the keys and values of `qkv` to `slots[r]` = page · PAGE_LEN + offset of one layer, and
-    /// nothing where that is [`NO_SLOT`].
+    /// Writes each row's keys and values, of `qkv: [rows, (q + 2 kv) * head_dim]`, to the slots of
+    /// its entries in one layer: `slots[e]` = page · PAGE_LEN + offset, or [`NO_SLOT`] for nowhere.
     fn store_kv(
         &self,
-        rows: usize,
         layer: usize,
         shape: PoolShape,
         qkv: &Self::Buffer<bf16>,
+        entries: Entries<'_, Self>,
         slots: &Self::Buffer<u32>,
         pool: &mut Self::Buffer<bf16>,
     ) -> Result<()>;
@@ -358,12 +371,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
         out: &mut Self::Buffer<f32>,
     ) -> Result<()>;
 
-    /// `out[r] = log softmax(x[r] · headᵀ)[targets[r]]` with no `[rows, vocab]` in memory.
+    /// `out[e] = log softmax(x[r] · headᵀ)[targets[e]]` for each entry e of each row r, with no
+    /// `[rows, vocab]` in memory.
     fn logprobs(
         &self,
-        rows: usize,
         x: &Self::Buffer<bf16>,
         head: &Self::Matrix,
+        entries: Entries<'_, Self>,
         targets: &Self::Buffer<u32>,
         out: &mut Self::Buffer<f32>,
     ) -> Result<()>;
@@ -380,7 +394,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         logits: &mut Self::Buffer<f32>,
     ) -> Result<()>;
 
-    /// Picks a token for each row of `logits: [rows.len(), vocab]`.
+    /// Picks a token for each of `rows` from its row of `logits: [_, vocab]`.
     ///
     /// Softmax of logits / temperature over the kept tokens, then the first token id, in id
     /// order, at which the running sum exceeds `draw.uniform()` times the kept mass.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::backend::{Advance, Backend, PAGE_LEN, Segment};
+use crate::backend::{Advance, Backend, Entries, PAGE_LEN, Segment};
 use crate::error::Result;
 use crate::kv_cache::Sequence;
 
@@ -18,9 +18,31 @@ pub struct Span<'a> {
     pub start: usize,
     /// Where their keys and values go, and those of all tokens before them are.
     pub sequence: &'a Sequence,
+    /// What it has in common with another span.
+    pub common: Option<Common>,
+}
+
+impl<'a> Span<'a> {
+    /// A span that is run by itself.
+    pub fn new(tokens: &'a [u32], start: usize, sequence: &'a Sequence) -> Self {
+        Self { tokens, start, sequence, common: None }
+    }
+}
+
+/// The first `tokens` tokens of a span are those of span `with`, an earlier one of the same call, and
+/// so is all that came before them: they need to be run only once for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Common {
+    /// The other span's place in the call.
+    pub with: usize,
+    /// How many.
+    pub tokens: usize,
 }
 
 /// Device memory for one batch.
+///
+/// A batch's *entries* are the tokens of its spans in order; each is one row, or shares one with
+/// entries that are the same token after the same past.
 pub(super) struct Batch<B: Backend> {
     /// Rows in use.
     pub rows: usize,
@@ -28,8 +50,12 @@ pub(super) struct Batch<B: Backend> {
     pub tokens: B::Buffer<u32>,
     /// `[rows]`
     pub positions: B::Buffer<u32>,
-    /// `[rows]` page · PAGE_LEN + offset, or `NO_SLOT`
+    /// `[entries]` page · PAGE_LEN + offset, or `NO_SLOT`
     pub slots: B::Buffer<u32>,
+    /// `[rows + 1]` where each row's entries stand in `entries`.
+    entry_starts: B::Buffer<u32>,
+    /// `[entries]`
+    entries: B::Buffer<u32>,
     /// `[rows]`
     pub row_segments: B::Buffer<u32>,
     /// `[segments, table_stride]`
@@ -47,8 +73,75 @@ struct Host {
     tokens: Vec<u32>,
     positions: Vec<u32>,
     slots: Vec<u32>,
+    /// `[entries]` each one's row.
+    entry_rows: Vec<u32>,
+    entry_starts: Vec<u32>,
+    entries: Vec<u32>,
     row_segments: Vec<u32>,
     tables: Vec<u32>,
+}
+
+impl Host {
+    fn clear(&mut self) {
+        let Self { tokens, positions, slots, entry_rows, row_segments, tables, .. } = self;
+        for list in [tokens, positions, slots, entry_rows, row_segments, tables] {
+            list.clear();
+        }
+    }
+
+    /// Adds a piece of a span; its first `common` entries have their rows already.
+    fn push(
+        &mut self,
+        span: &Span<'_>,
+        piece: Range<usize>,
+        common: usize,
+        table_stride: usize,
+        segments: &mut Vec<Segment>,
+    ) {
+        let table = self.tables.len();
+        self.tables.extend(span.sequence.pages().take(table_stride));
+        self.tables.resize(table + table_stride, 0);
+        for index in piece.clone() {
+            let position = span.start + index;
+            let page = self.tables[table + position / PAGE_LEN] as usize;
+            self.slots.push((page * PAGE_LEN + position % PAGE_LEN) as u32);
+        }
+        let rows = piece.len() - common;
+        if rows == 0 {
+            self.tables.truncate(table);
+            return;
+        }
+        let (segment, first_row) = (segments.len() as u32, self.tokens.len());
+        let first_position = span.start + piece.start + common;
+        segments.push(Segment { first_row, rows, first_position });
+        self.tokens.extend(&span.tokens[piece.start + common..piece.end]);
+        self.positions.extend((first_position..first_position + rows).map(|at| at as u32));
+        self.entry_rows.extend((first_row..first_row + rows).map(|row| row as u32));
+        self.row_segments.resize(first_row + rows, segment);
+    }
+
+    /// Lists the entries by their rows.
+    fn list_entries(&mut self) {
+        let Self { tokens, entry_rows, entry_starts, entries, .. } = self;
+        entry_starts.clear();
+        entry_starts.resize(tokens.len() + 1, 0);
+        entries.clear();
+        entries.resize(entry_rows.len(), 0);
+        for &row in &*entry_rows {
+            entry_starts[row as usize + 1] += 1;
+        }
+        for row in 0..tokens.len() {
+            entry_starts[row + 1] += entry_starts[row];
+        }
+        // Filling a row's list moves its start to the next row's.
+        for (entry, &row) in entry_rows.iter().enumerate() {
+            let at = &mut entry_starts[row as usize];
+            entries[*at as usize] = entry as u32;
+            *at += 1;
+        }
+        entry_starts.rotate_right(1);
+        entry_starts[0] = 0;
+    }
 }
 
 impl<B: Backend> Batch<B> {
@@ -59,6 +152,8 @@ impl<B: Backend> Batch<B> {
             tokens: backend.alloc(rows)?,
             positions: backend.alloc(rows)?,
             slots: backend.alloc(rows)?,
+            entry_starts: backend.alloc(rows + 1)?,
+            entries: backend.alloc(rows)?,
             row_segments: backend.alloc(rows)?,
             tables: backend.alloc(rows * pages)?,
             table_stride: 0,
@@ -69,10 +164,15 @@ impl<B: Backend> Batch<B> {
 
     /// Bytes of device memory that [`Batch::new`] takes.
     pub fn bytes(rows: usize, pages: usize) -> usize {
-        (4 * rows + rows * pages) * size_of::<u32>()
+        (6 * rows + 1 + rows * pages) * size_of::<u32>()
     }
 
-    /// Lays out those rows of `spans` that lie in `window`, a range of all their rows in order;
+    /// The entries that each row stands for.
+    pub fn entries(&self) -> Entries<'_, B> {
+        Entries { rows: self.rows, starts: &self.entry_starts, list: &self.entries }
+    }
+
+    /// Lays out those entries of `spans` that lie in `window`, a range of all their tokens in order;
     /// tables reach `ahead` tokens beyond each span, for which there must be room already.
     pub fn fill(
         &mut self,
@@ -81,13 +181,11 @@ impl<B: Backend> Batch<B> {
         window: Range<usize>,
         ahead: usize,
     ) -> Result<()> {
-        let Host { tokens, positions, slots, row_segments, tables } = &mut self.host;
-        for list in [&mut *tokens, positions, slots, row_segments, tables] {
-            list.clear();
-        }
+        self.host.clear();
         self.segments.clear();
-        self.rows = window.len();
+        // What of each span lies in the window, and the span's first entry.
         let mut pieces: Vec<(&Span<'_>, Range<usize>)> = Vec::new();
+        let mut firsts = Vec::with_capacity(spans.len());
         let mut first = 0;
         for span in spans {
             let end = first + span.tokens.len();
@@ -95,38 +193,34 @@ impl<B: Backend> Batch<B> {
             if from < to {
                 pieces.push((span, from - first..to - first));
             }
+            firsts.push(first);
             first = end;
         }
         let pages_used =
             |span: &Span<'_>, end: usize| (span.start + end + ahead).div_ceil(PAGE_LEN);
         self.table_stride =
-            pieces.iter().map(|(span, rows)| pages_used(span, rows.end)).max().unwrap_or(0);
-        for (span, rows) in pieces {
+            pieces.iter().map(|(span, piece)| pages_used(span, piece.end)).max().unwrap_or(0);
+        for (span, piece) in pieces {
             let end = span.start + span.tokens.len() + ahead;
             assert!(end <= span.sequence.len(), "append before running");
-            let segment = self.segments.len();
-            self.segments.push(Segment {
-                first_row: tokens.len(),
-                rows: rows.len(),
-                first_position: span.start + rows.start,
+            // Entries whose rows are in the batch already; not where the window cuts them off.
+            let common = span.common.and_then(|Common { with, tokens }| {
+                Some((firsts[with].checked_sub(window.start)?, tokens.min(piece.end)))
             });
-            let table = tables.len();
-            tables.extend(span.sequence.pages().take(self.table_stride));
-            tables.resize(table + self.table_stride, 0);
-            for row in rows {
-                let position = span.start + row;
-                let page = tables[table + position / PAGE_LEN] as usize;
-                tokens.push(span.tokens[row]);
-                positions.push(position as u32);
-                slots.push((page * PAGE_LEN + position % PAGE_LEN) as u32);
-                row_segments.push(segment as u32);
-            }
+            let (with, common) = common.unwrap_or_default();
+            self.host.entry_rows.extend_from_within(with..with + common);
+            self.host.push(span, piece, common, self.table_stride, &mut self.segments);
         }
-        backend.upload(tokens, &mut self.tokens)?;
-        backend.upload(positions, &mut self.positions)?;
-        backend.upload(slots, &mut self.slots)?;
-        backend.upload(row_segments, &mut self.row_segments)?;
-        backend.upload(tables, &mut self.tables)
+        self.host.list_entries();
+        self.rows = self.host.tokens.len();
+        let host = &self.host;
+        backend.upload(&host.tokens, &mut self.tokens)?;
+        backend.upload(&host.positions, &mut self.positions)?;
+        backend.upload(&host.slots, &mut self.slots)?;
+        backend.upload(&host.entry_starts, &mut self.entry_starts)?;
+        backend.upload(&host.entries, &mut self.entries)?;
+        backend.upload(&host.row_segments, &mut self.row_segments)?;
+        backend.upload(&host.tables, &mut self.tables)
     }
 
     /// Moves every row, each a sequence of its own, to the token drawn for it, or lets it stand still

@@ -24,6 +24,7 @@ impl<B: Backend> Engine<B> {
         assert!(spans.len() <= self.limits.logit_rows, "more rows than logits");
         assert!((1..=self.backend.steps_per_look()).contains(&steps), "{steps} steps");
         assert!(spans.iter().all(|span| span.tokens.len() == 1), "one token per span");
+        assert!(spans.iter().all(|span| span.common.is_none()), "a row per span");
         self.batch.fill(&*self.backend, spans, 0..spans.len(), steps - 1)
     }
 
@@ -48,9 +49,12 @@ impl<B: Backend> Engine<B> {
         self.backend.add_guidance(rows, vocab, weight, &tuned.logits, &untuned.logits, logits)
     }
 
-    /// Draws each row's next token from its logits.
+    /// Draws a token for each of `rows`, at most `logit_rows`, from the logits of the row that it
+    /// names. Where these are not one for each row, [`Engine::begin`] lays out as many before
+    /// [`Engine::advance`].
     pub fn draw(&mut self, rows: &[SampleRow]) -> Result<()> {
-        assert_eq!(rows.len(), self.batch.rows, "one draw per row");
+        assert!(rows.len() <= self.limits.logit_rows, "more draws than there is room for");
+        assert!(rows.iter().all(|row| (row.logits as usize) < self.batch.rows), "rows with logits");
         self.reclaim()?;
         self.backend.sample(rows, self.model.config.vocab, &self.logits, &mut self.tokens)
     }

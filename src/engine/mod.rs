@@ -19,7 +19,7 @@ mod transformer;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use batch::Span;
+pub use batch::{Common, Span};
 pub use config::Config;
 pub use model::Model;
 pub use pair::Pair;
@@ -57,13 +57,13 @@ pub struct Engine<B: Backend> {
     normed: B::Buffer<bf16>,
     /// `[logit_rows, vocab]`
     logits: B::Buffer<f32>,
-    /// Tokens asked for, or drawn, `[rows]`.
+    /// Tokens asked for, `[entries]`, or drawn, `[rows]`.
     tokens: B::Buffer<u32>,
     /// Tokens that end a row, `[ends]`.
     ends: B::Buffer<u32>,
     /// Tokens drawn since the host last looked, `[steps_per_look, logit_rows]`.
     history: B::Buffer<u32>,
-    /// `[rows]`
+    /// `[entries]`
     logprobs: B::Buffer<f32>,
     /// Queues that may still have to read `tokens` or `logits`.
     readers: Vec<Arc<B>>,
@@ -155,7 +155,7 @@ impl<B: Backend> Engine<B> {
         self.backend.download(&self.tokens, &mut [0])
     }
 
-    /// Rows (tokens) run since the engine was built.
+    /// Rows run since the engine was built.
     pub fn rows_run(&self) -> u64 {
         self.rows_run
     }
@@ -174,8 +174,8 @@ impl<B: Backend> Engine<B> {
         self.windows(spans).try_for_each(|window| self.run(spans, window))
     }
 
-    /// For each row of the spans, in order, log p(target | all tokens up to and with that row).
-    /// `targets` has one token per row.
+    /// For each token of the spans, in order, log p(target | all tokens up to and with that one).
+    /// `targets` has one token for each of them.
     pub fn logprobs(&mut self, spans: &[Span<'_>], targets: &[u32]) -> Result<Vec<f32>> {
         let mut out = vec![0.0; targets.len()];
         for window in self.windows(spans) {
@@ -185,17 +185,17 @@ impl<B: Backend> Engine<B> {
         Ok(out)
     }
 
-    /// All rows of `spans`, in order, as many at a time as run together.
+    /// All tokens of `spans`, in order, as many at a time as run together.
     fn windows(&self, spans: &[Span<'_>]) -> impl Iterator<Item = Range<usize>> + use<B> {
-        let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
+        let tokens: usize = spans.iter().map(|span| span.tokens.len()).sum();
         let most = self.limits.rows;
-        (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
+        (0..tokens).step_by(most).map(move |first| first..tokens.min(first + most))
     }
 
-    /// Runs those rows of `spans` that lie in `window`.
+    /// Runs those tokens of `spans` that lie in `window`.
     fn run(&mut self, spans: &[Span<'_>], window: Range<usize>) -> Result<()> {
-        self.rows_run += window.len() as u64;
         self.batch.fill(&*self.backend, spans, window, 0)?;
+        self.rows_run += self.batch.rows as u64;
         self.model.forward(&*self.backend, &self.batch, &mut self.pool, &mut self.activations)
     }
 
@@ -203,11 +203,11 @@ impl<B: Backend> Engine<B> {
     fn score(&mut self, spans: &[Span<'_>], targets: &[u32], window: Range<usize>) -> Result<()> {
         self.run(spans, window.clone())?;
         self.reclaim()?;
-        let (backend, rows) = (&*self.backend, window.len());
+        let (backend, rows) = (&*self.backend, self.batch.rows);
         self.model.final_norm(backend, rows, &self.activations.x, &mut self.normed)?;
         backend.upload(&targets[window], &mut self.tokens)?;
         let (head, logprobs) = (&self.model.head, &mut self.logprobs);
-        backend.logprobs(rows, &self.normed, head, &self.tokens, logprobs)
+        backend.logprobs(&self.normed, head, self.batch.entries(), &self.tokens, logprobs)
     }
 
     /// The log-probabilities of the window last scored, `[window.len()]`.

@@ -102,7 +102,8 @@ impl<B: Backend> Model<B> {
                 backend.rope(rows, heads, &batch.positions, &pool.cos_sin, &mut a.qkv)?;
             }
         }
-        backend.store_kv(rows, index, pool.shape, &a.qkv, &batch.slots, &mut pool.data)?;
+        let entries = batch.entries();
+        backend.store_kv(index, pool.shape, &a.qkv, entries, &batch.slots, &mut pool.data)?;
         backend.attention(Attention {
             layer: index,
             shape: pool.shape,

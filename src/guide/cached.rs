@@ -1,9 +1,11 @@
 //! What a guide has run of one hypothesis with one pair, and what it must run next.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Lifetime, Score};
-use crate::kv_cache::{PAGE_LEN, Sequence};
+use crate::engine::Common;
+use crate::kv_cache::{Mark, PAGE_LEN, Sequence};
 
 /// Room for a response that another tokenizer reads: twice the tokens, which is nearly always
 /// enough. A hypothesis that needs more keeps only part of itself in the cache.
@@ -88,6 +90,8 @@ pub(super) struct Plan {
     pub start: usize,
     /// Whether what is run may stay in the cache.
     pub stays: bool,
+    /// What is cached before `start`.
+    past: Mark,
 }
 
 impl Plan {
@@ -102,7 +106,8 @@ impl Plan {
         let start = common.saturating_sub(1).min(cached.sequence.len());
         cached.sequence.truncate(start);
         let Share { tokens: most, chunk, start: earliest } = cached.share;
-        let mut plan = Self { tokens, start, stays: true };
+        let past = cached.sequence.mark();
+        let mut plan = Self { tokens, start, stays: true, past };
         plan.stays = start >= earliest && plan.tokens.len() <= most && plan.rows() <= chunk;
         plan
     }
@@ -121,6 +126,21 @@ impl Plan {
     pub fn targets(&self) -> &[u32] {
         &self.tokens[self.tokens.len() - self.rows()..]
     }
+}
+
+/// What each plan feeds that an earlier one feeds too after the same past: a beam's last token at
+/// least, for all its successors, and what they happened to draw alike.
+pub(super) fn common<'a>(plans: impl Iterator<Item = &'a Plan>) -> Vec<Option<Common>> {
+    let mut earlier: HashMap<Mark, Vec<(usize, &Plan)>> = HashMap::new();
+    let find = |(index, plan): (usize, &'a Plan)| {
+        let siblings = earlier.entry(plan.past).or_default();
+        let shared = |other: &Plan| common_prefix(plan.fed(), other.fed());
+        let most = siblings.iter().map(|&(with, other)| Common { with, tokens: shared(other) });
+        let most = most.rev().max_by_key(|common| common.tokens);
+        siblings.push((index, plan));
+        most.filter(|common| common.tokens > 0)
+    };
+    plans.enumerate().map(find).collect()
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {

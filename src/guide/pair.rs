@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::cached::{Cached, Plan, Share, reserved};
+use super::cached::{Cached, Plan, Share, common, reserved};
 use super::{Guide, Lifetime, Prompt, Score, Scoring};
 use crate::backend::Backend;
 use crate::engine::{Pair, Span};
@@ -143,8 +143,9 @@ impl<B: Backend> PairGuide<B> {
         self.pairs.iter().all(|pair| pair.eos.is_some())
     }
 
-    /// Tokens that were new to the first pair: those of prompts and chunks, each counted once. The
-    /// tokens run, divided by these, are the scorer-work ratio; 1 is ideal.
+    /// Tokens that were new to the first pair: those of prompts and of all candidates' chunks. The
+    /// rows run, divided by these, are the scorer-work ratio: 1 where each token is run once, less
+    /// where candidates share the first tokens of their chunks.
     pub fn tokens_new(&self) -> u64 {
         self.tokens_new
     }
@@ -257,8 +258,13 @@ impl<B: Backend> PairGuide<B> {
 /// Tuned and untuned log-probabilities of each plan's targets, one after the other.
 fn run<B: Backend>(pair: &mut Pair<B>, work: &[(&Plan, &Sequence)]) -> Result<Vec<[f32; 2]>> {
     let work = || work.iter().filter(|(plan, _)| plan.rows() > 0);
+    let common = common(work().map(|(plan, _)| *plan));
     let spans: Vec<Span<'_>> = work()
-        .map(|&(plan, sequence)| Span { tokens: plan.fed(), start: plan.start, sequence })
+        .zip(common)
+        .map(|(&(plan, sequence), common)| Span {
+            common,
+            ..Span::new(plan.fed(), plan.start, sequence)
+        })
         .collect();
     let targets: Vec<u32> = work().flat_map(|(plan, _)| plan.targets()).copied().collect();
     let [tuned, untuned] = pair.logprobs(&spans, &targets)?;
@@ -373,10 +379,8 @@ impl<B: Backend> Guide for PairGuide<B> {
                 .iter()
                 .map(|state| &state.pairs[index])
                 .filter(|cached| !cached.sequence.is_empty())
-                .map(|cached| Span {
-                    tokens: &cached.tokens[..cached.tokens.len() - 1],
-                    start: 0,
-                    sequence: &cached.sequence,
+                .map(|cached| {
+                    Span::new(&cached.tokens[..cached.tokens.len() - 1], 0, &cached.sequence)
                 })
                 .collect();
             pair.prefill(&spans)?;

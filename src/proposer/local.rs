@@ -1,12 +1,13 @@
 //! The base model on this machine's own engine.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Draft, Lifetime, Prompt, Proposer};
 use crate::backend::{Backend, SampleRow};
 use crate::engine::{Engine, Pair, Span};
 use crate::error::{Error, Result};
-use crate::kv_cache::{PageCopy, PagePool, Sequence};
+use crate::kv_cache::{Mark, PageCopy, PagePool, Sequence};
 use crate::text::PromptFormat;
 
 /// The base model, alone or steered token by token.
@@ -90,45 +91,82 @@ impl<B: Backend> LocalProposer<B> {
         }
     }
 
-    /// Makes room for `steps` more tokens in one stream of every draft.
-    fn make_room(
-        &mut self,
-        drafts: &mut [&mut Draft<'_, LocalState>],
-        stream: usize,
-        steps: usize,
-    ) -> Result<()> {
-        let copies = drafts
-            .iter_mut()
-            .filter_map(|draft| draft.state.sequences[stream].append(steps).transpose())
-            .collect::<Result<Vec<PageCopy>>>()?;
-        match stream.checked_sub(1) {
-            None => self.engine.copy_pages(&copies),
-            Some(pair) => self.guidance[pair].pair().copy_pages(&copies),
+    /// Makes room for `steps` more tokens in all streams of these drafts.
+    fn make_room(&mut self, drafts: &mut [&mut Draft<'_, LocalState>], steps: usize) -> Result<()> {
+        for stream in 0..=self.guidance.len() {
+            let copies = drafts
+                .iter_mut()
+                .filter_map(|draft| draft.state.sequences[stream].append(steps).transpose())
+                .collect::<Result<Vec<PageCopy>>>()?;
+            match stream.checked_sub(1) {
+                None => self.engine.copy_pages(&copies)?,
+                Some(pair) => self.guidance[pair].pair().copy_pages(&copies)?,
+            }
         }
+        Ok(())
+    }
+
+    /// Lays out these drafts' pending tokens; they have room for `steps` tokens from there on.
+    fn begin(&mut self, drafts: &[&mut Draft<'_, LocalState>], steps: usize) -> Result<()> {
+        self.engine.begin(&spans(drafts, 0, steps), steps)?;
+        for (index, guidance) in self.guidance.iter().enumerate() {
+            guidance.pair().begin(&spans(drafts, index + 1, steps), steps)?;
+        }
+        Ok(())
+    }
+
+    /// Runs what is laid out, and draws a token for each of `rows`.
+    fn step(&mut self, rows: &[SampleRow]) -> Result<()> {
+        self.engine.next_logits()?;
+        for guidance in &self.guidance {
+            let mut pair = guidance.pair();
+            pair.next_logits()?;
+            self.engine.add_guidance(guidance.weight, &mut pair)?;
+        }
+        self.engine.draw(rows)
     }
 
     /// The next `steps` tokens of every draft, `[steps, drafts]`, without looking at them.
+    ///
+    /// Drafts that so far are the same, successors of one beam, run their pending token once: the
+    /// first of them runs it, and the others are forked from it after that.
     fn draw(
         &mut self,
         drafts: &mut [&mut Draft<'_, LocalState>],
         steps: usize,
     ) -> Result<Vec<u32>> {
-        for stream in 0..=self.guidance.len() {
-            self.make_room(drafts, stream, steps)?;
-        }
-        self.engine.begin(&spans(drafts, 0, steps), steps)?;
-        for (index, guidance) in self.guidance.iter().enumerate() {
-            guidance.pair().begin(&spans(drafts, index + 1, steps), steps)?;
-        }
-        for step in 0..steps {
-            self.engine.next_logits()?;
-            for guidance in &self.guidance {
-                let mut pair = guidance.pair();
-                pair.next_logits()?;
-                self.engine.add_guidance(guidance.weight, &mut pair)?;
+        let firsts = firsts(drafts);
+        let mut leaders = Vec::new();
+        let mut rows = Vec::with_capacity(drafts.len());
+        let mut row_of = vec![0; drafts.len()];
+        for (index, draft) in drafts.iter_mut().enumerate() {
+            if firsts[index] < index {
+                draft.state.sequences.iter_mut().for_each(|sequence| sequence.truncate(0));
+            } else {
+                row_of[index] = leaders.len();
             }
-            let rows: Vec<SampleRow> = drafts.iter().map(|draft| sample_row(draft, step)).collect();
-            self.engine.draw(&rows)?;
+            rows.push(sample_row(draft, 0, row_of[firsts[index]]));
+            if firsts[index] == index {
+                leaders.push(&mut **draft);
+            }
+        }
+        self.make_room(&mut leaders, 1)?;
+        self.begin(&leaders, 1)?;
+        self.step(&rows)?;
+
+        for (index, &first) in firsts.iter().enumerate() {
+            if first < index {
+                drafts[index].state.sequences = drafts[first].state.sequences.clone();
+            }
+        }
+        self.make_room(drafts, steps - 1)?;
+        self.begin(drafts, steps)?;
+        for step in 0..steps {
+            if step > 0 {
+                let rows = drafts.iter().enumerate();
+                let rows: Vec<_> = rows.map(|(row, draft)| sample_row(draft, step, row)).collect();
+                self.step(&rows)?;
+            }
             self.engine.advance(step)?;
             for guidance in &self.guidance {
                 guidance.pair().follow(step, &mut self.engine)?;
@@ -170,16 +208,28 @@ fn spans<'a>(
         .map(|draft| {
             let sequence = &draft.state.sequences[stream];
             let tokens = std::slice::from_ref(&draft.state.pending[stream]);
-            Span { tokens, start: sequence.len() - steps, sequence }
+            Span::new(tokens, sequence.len() - steps, sequence)
         })
         .collect()
 }
 
-/// How to draw a draft's token `step` tokens from now.
-fn sample_row<S>(draft: &Draft<'_, S>, step: usize) -> SampleRow {
+/// For each draft the first one, perhaps itself, that holds the same tokens in every stream.
+fn firsts(drafts: &[&mut Draft<'_, LocalState>]) -> Vec<usize> {
+    let mut seen = HashMap::new();
+    let first = |(index, draft): (usize, &&mut Draft<'_, LocalState>)| {
+        let LocalState { sequences, pending } = &*draft.state;
+        let marks: Vec<Mark> = sequences.iter().map(Sequence::mark).collect();
+        *seen.entry((marks, pending.clone())).or_insert(index)
+    };
+    drafts.iter().enumerate().map(first).collect()
+}
+
+/// How to draw a draft's token `step` tokens from now, from that row's logits.
+fn sample_row<S>(draft: &Draft<'_, S>, step: usize, row: usize) -> SampleRow {
     let mut draw = draft.draw;
     draw.position = (draft.response.tokens.len() + step) as u32;
     SampleRow {
+        logits: row as u32,
         temperature: draft.sampling.temperature,
         top_k: draft.sampling.top_k,
         top_p: draft.sampling.top_p,
@@ -255,7 +305,7 @@ impl<B: Backend> Proposer for LocalProposer<B> {
                 .map(|(state, prompt)| {
                     let tokens = &prompt.tokens[stream];
                     let sequence = &state.sequences[stream];
-                    Span { tokens: &tokens[..tokens.len() - 1], start: 0, sequence }
+                    Span::new(&tokens[..tokens.len() - 1], 0, sequence)
                 })
                 .collect();
             match stream.checked_sub(1) {

@@ -22,8 +22,8 @@ fn named<'a>(rows: &'a [Value], name: &str) -> &'a Value {
     rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no row {name}"))
 }
 
-/// Goal: all rows, each sane, each with a bound where one can be stated; every token is scored
-/// once; the parts make up the whole.
+/// Goal: all rows, each sane, each with a bound where one can be stated; a token is scored
+/// once at most; the parts make up the whole.
 #[test]
 fn a_search_is_measured_in_parts() {
     let rows = lines(&stdout(&shortly_searched(&["--format", "json", "--concurrency", "1,2"])));
@@ -54,7 +54,11 @@ fn a_search_is_measured_in_parts() {
         }
         let median = |name: &str| named(&rows, name)["median"].as_f64().unwrap();
         let least = |name: &str| named(&rows, name)["min"].as_f64().unwrap();
-        assert_eq!(median("scorer_work_ratio"), 1.0);
+        // 51 tokens; candidates share their first ones.
+        let ratio = named(&rows, "scorer_work_ratio");
+        let bound = ratio["bound"].as_f64().unwrap();
+        assert!((bound - 46.0 / 51.0).abs() < 1e-9, "{bound}");
+        assert!(median("scorer_work_ratio") <= bound, "{ratio}");
         let parts = ["prefill_s", "expand_s", "score_s", "select_s", "fork_s"];
         assert!(
             parts.map(least).iter().sum::<f64>()

@@ -115,6 +115,32 @@ pub fn download<B: Backend, T: Element>(backend: &B, buffer: &B::Buffer<T>) -> V
     data
 }
 
+/// An entry for each row, or some for each, in any order: starts and list.
+pub struct Listed {
+    pub starts: Vec<u32>,
+    pub list: Vec<u32>,
+}
+
+impl Listed {
+    pub fn own(rows: usize) -> Self {
+        Self { starts: (0..=rows as u32).collect(), list: (0..rows as u32).collect() }
+    }
+
+    /// One to four for each row.
+    pub fn random(rows: usize, random: &mut Random) -> Self {
+        let mut starts = vec![0];
+        for row in 0..rows {
+            starts.push(starts[row] + 1 + random.below(4) as u32);
+        }
+        let list = random.shuffled(starts[rows] as usize);
+        Self { starts, list }
+    }
+
+    pub fn upload<B: Backend>(&self, backend: &B) -> [B::Buffer<u32>; 2] {
+        [upload(backend, &self.starts), upload(backend, &self.list)]
+    }
+}
+
 pub fn matrix<B: Backend>(backend: &B, rows: usize, cols: usize, data: &[bf16]) -> B::Matrix {
     backend.matrix(HostMatrix::new(rows, cols, data)).unwrap()
 }

@@ -6,10 +6,22 @@ use trimtab::philox::Draw;
 
 fn row(temperature: f32, top_k: u32, top_p: f32, position: u32) -> SampleRow {
     let draw = Draw { seed: 11, stream: 5, candidate: 2, position };
-    SampleRow { temperature, top_k, top_p, draw }
+    SampleRow { logits: 0, temperature, top_k, top_p, draw }
 }
 
+/// The tokens of rows that each have logits of their own.
 fn run<B: Backend>(backend: &B, rows: &[SampleRow], vocab: usize, logits: &[f32]) -> Vec<u32> {
+    let own = |(row, &how)| SampleRow { logits: row as u32, ..how };
+    let rows: Vec<SampleRow> = rows.iter().enumerate().map(own).collect();
+    run_as_named(backend, &rows, vocab, logits)
+}
+
+fn run_as_named<B: Backend>(
+    backend: &B,
+    rows: &[SampleRow],
+    vocab: usize,
+    logits: &[f32],
+) -> Vec<u32> {
     let mut tokens = upload(backend, &vec![u32::MAX; rows.len() + 1]);
     backend.sample(rows, vocab, &upload(backend, logits), &mut tokens).unwrap();
     let tokens: Vec<u32> = download(backend, &tokens);
@@ -167,4 +179,24 @@ fn a_rows_token_does_not_notice_its_batch() {
             assert_eq!(alone, whole[i..=i]);
         }
     }
+}
+
+/// Goal: rows may draw from the logits of any row, several from one, in any order.
+#[test]
+fn rows_draw_from_the_logits_that_they_name() {
+    let (vocab, mut random) = (300, Random::new(9));
+    let logits = random.numbers(7 * vocab, 6.0);
+    let named = random.indices(150, 7);
+    let rows: Vec<_> = named
+        .iter()
+        .zip(0..)
+        .map(|(&logits, i)| SampleRow { logits, ..row(0.9, 50, 1.0, i) })
+        .collect();
+    on_every_backend!(|name, backend| {
+        let tokens = run_as_named(&backend, &rows, vocab, &logits);
+        for (i, (row, token)) in rows.iter().zip(tokens).enumerate() {
+            let own = &logits[row.logits as usize * vocab..][..vocab];
+            assert_eq!(run(&backend, &[*row], vocab, own), [token], "{name}: draw {i}");
+        }
+    });
 }

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
 use trimtab::backend::{
-    Advance, Attention, Backend, Heads, Memory, NO_SLOT, PAGE_LEN, PoolShape, SampleRow,
+    Advance, Attention, Backend, Entries, Heads, Memory, NO_SLOT, PAGE_LEN, PoolShape, SampleRow,
 };
 use trimtab::error::Result;
 use trimtab::tensor::{Element, HostMatrix, bf16};
@@ -40,6 +40,15 @@ pub struct Matrix {
 
 /// The oracle.
 pub struct Oracle;
+
+/// Each row with each of its entries.
+fn pairs(entries: &Entries<'_, Oracle>) -> Vec<(usize, usize)> {
+    let of = |row| entries.starts.index(row)..entries.starts.index(row + 1);
+    (0..entries.rows)
+        .flat_map(|row| of(row).map(move |at| (row, at)))
+        .map(|(row, at)| (row, entries.list.index(at)))
+        .collect()
+}
 
 /// `x[row] · weight[output] + bias[output]`
 fn product(
@@ -245,19 +254,19 @@ impl Backend for Oracle {
 
     fn store_kv(
         &self,
-        rows: usize,
         layer: usize,
         shape: PoolShape,
         qkv: &Numbers<bf16>,
+        entries: Entries<'_, Self>,
         slots: &Numbers<u32>,
         pool: &mut Numbers<bf16>,
     ) -> Result<()> {
         let Heads { query, kv, dim } = shape.heads;
-        for row in 0..rows {
-            if slots.index(row) == NO_SLOT as usize {
+        for (row, entry) in pairs(&entries) {
+            if slots.index(entry) == NO_SLOT as usize {
                 continue;
             }
-            let (page, offset) = (slots.index(row) / PAGE_LEN, slots.index(row) % PAGE_LEN);
+            let (page, offset) = (slots.index(entry) / PAGE_LEN, slots.index(entry) % PAGE_LEN);
             for head in 0..kv {
                 for which in 0..2 {
                     for i in 0..dim {
@@ -369,16 +378,16 @@ impl Backend for Oracle {
 
     fn logprobs(
         &self,
-        rows: usize,
         x: &Numbers<bf16>,
         head: &Matrix,
+        entries: Entries<'_, Self>,
         targets: &Numbers<u32>,
         out: &mut Numbers<f32>,
     ) -> Result<()> {
-        for row in 0..rows {
+        for (row, entry) in pairs(&entries) {
             let logits: Vec<f64> =
                 (0..head.rows).map(|token| product(row, token, x, head, None)).collect();
-            out.values[row] = logits[targets.index(row)] - log_sum_exp(&logits);
+            out.values[entry] = logits[targets.index(entry)] - log_sum_exp(&logits);
         }
         Ok(())
     }
@@ -411,7 +420,7 @@ impl Backend for Oracle {
         tokens: &mut Numbers<u32>,
     ) -> Result<()> {
         for (row, how) in rows.iter().enumerate() {
-            let logits = &logits.values[row * vocab..][..vocab];
+            let logits = &logits.values[how.logits as usize * vocab..][..vocab];
             tokens.values[row] = pick(how, logits) as f64;
         }
         Ok(())

@@ -7,29 +7,33 @@ use super::buffer::Shared;
 use super::math::{LogSumExp, log_sum_exp};
 use super::matmul::{BLOCK, Sums, panel_sums, words};
 use super::matrix::{Matrix, PANEL};
+use crate::backend::Entries;
 use crate::tensor::bf16;
 
 /// Panels that one task runs through: 1,024 vocabulary entries. Part of the result's definition:
 /// partial sums are per task and are merged in the tasks' order.
 const TASK_PANELS: usize = 16;
 
-/// `out[r] = log softmax(x[r] · headᵀ)[targets[r]]`
+/// `out[e] = log softmax(x[r] · headᵀ)[targets[e]]` for each entry e of each row r.
 pub fn logprobs(
     cpu: &CpuBackend,
-    rows: usize,
     x: &[bf16],
     head: &Matrix,
+    entries: Entries<'_, CpuBackend>,
     targets: &[u32],
     out: &mut [f32],
 ) {
+    let rows = entries.rows;
     assert!(x.len() >= rows * head.inputs, "x: [rows, width]");
-    assert!(targets[..rows].iter().all(|&t| (t as usize) < head.outputs), "a target is no token");
+    let entries: Vec<&[u32]> = (0..rows).map(|row| entries.of(row)).collect();
+    let is_token = |&e: &u32| (targets[e as usize] as usize) < head.outputs;
+    assert!(entries.iter().copied().flatten().all(is_token), "a target is no token");
     let x = words(cpu.isa, rows, head.inputs, x);
     let tasks = head.panels().div_ceil(TASK_PANELS);
     // `[tasks, rows]`
     let mut partials = vec![LogSumExp::EMPTY; tasks * rows];
-    let mut picked = vec![0.0f32; rows];
-    let target_logits = Shared::new(&mut picked);
+    // The targets' logits at first.
+    let target_logits = Shared::new(&mut *out);
     let run = |sums: &mut Sums, (task, partials): (usize, &mut [LogSumExp])| {
         let first = task * TASK_PANELS;
         for panel in first..head.panels().min(first + TASK_PANELS) {
@@ -39,10 +43,13 @@ pub fn logprobs(
                 panel_sums(cpu.isa, first..rows.min(first + BLOCK), &x, head, panel, sums);
                 for (offset, logits) in sums.iter().enumerate() {
                     let row = first + offset;
-                    let target = (targets[row] as usize).wrapping_sub(output);
-                    if target < outputs {
-                        // SAFETY: a row's target lies in one panel only, so one task writes it.
-                        unsafe { target_logits.range(row, 1)[0] = logits[target] };
+                    for &entry in entries[row] {
+                        let target = (targets[entry as usize] as usize).wrapping_sub(output);
+                        if target < outputs {
+                            // SAFETY: an entry has one row, and its target lies in one panel, so
+                            // one task writes it; `out` is borrowed until the end.
+                            unsafe { target_logits.range(entry as usize, 1)[0] = logits[target] };
+                        }
                     }
                     partials[row] = log_sum_exp(cpu.isa, partials[row], &logits[..outputs]);
                 }
@@ -53,12 +60,14 @@ pub fn logprobs(
         let chunks = partials.par_chunks_mut(rows).enumerate();
         cpu.pool.install(|| chunks.for_each_init(Sums::new, run));
     }
-    for row in 0..rows {
+    for (row, entries) in entries.iter().enumerate() {
         let mut total = LogSumExp::EMPTY;
         for partial in partials[row..].iter().step_by(rows) {
             total.merge(*partial);
         }
-        out[row] = picked[row] - total.value();
+        for &entry in *entries {
+            out[entry as usize] -= total.value();
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub use buffer::{Buffer, host_free_bytes};
 pub use isa::Isa;
 pub use matrix::Matrix;
 
-use super::{Advance, Attention, Backend, Heads, Memory, NO_SLOT, PoolShape, SampleRow};
+use super::{Advance, Attention, Backend, Entries, Heads, Memory, NO_SLOT, PoolShape, SampleRow};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
 use buffer::Shared;
@@ -266,16 +266,19 @@ impl Backend for CpuBackend {
 
     fn store_kv(
         &self,
-        rows: usize,
         layer: usize,
         shape: PoolShape,
         qkv: &Buffer<bf16>,
+        entries: Entries<'_, Self>,
         slots: &Buffer<u32>,
         pool: &mut Buffer<bf16>,
     ) -> Result<()> {
-        for (&slot, qkv) in slots[..rows].iter().zip(qkv.chunks_exact(shape.heads.qkv_width())) {
-            if slot != NO_SLOT {
-                rows::store_kv(layer, shape, qkv, slot as usize, pool);
+        for (row, qkv) in qkv.chunks_exact(shape.heads.qkv_width()).take(entries.rows).enumerate() {
+            for &entry in entries.of(row) {
+                let slot = slots[entry as usize];
+                if slot != NO_SLOT {
+                    rows::store_kv(layer, shape, qkv, slot as usize, pool);
+                }
             }
         }
         Ok(())
@@ -340,13 +343,13 @@ impl Backend for CpuBackend {
 
     fn logprobs(
         &self,
-        rows: usize,
         x: &Buffer<bf16>,
         head: &Matrix,
+        entries: Entries<'_, Self>,
         targets: &Buffer<u32>,
         out: &mut Buffer<f32>,
     ) -> Result<()> {
-        head::logprobs(self, rows, x, head, targets, out);
+        head::logprobs(self, x, head, entries, targets, out);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use super::CpuBackend;
 use super::isa::vectorized;
 use super::math::{exp, narrow, sum, tanh, widen};
 use super::matrix::Matrix;
-use crate::backend::{Advance, Heads, NO_SLOT, PAGE_LEN, PoolShape};
+use crate::backend::{Advance, Entries, Heads, NO_SLOT, PAGE_LEN, PoolShape};
 use crate::tensor::bf16;
 
 /// `out[r] = table[tokens[r]]`
@@ -61,7 +61,14 @@ fn rope_row(heads: Heads, cos_sin: &[f32], qkv: &mut [bf16]) {
     }
 }
 
-/// One row's keys and values into its slot.
+impl Entries<'_, CpuBackend> {
+    /// The entries that a row stands for.
+    pub(super) fn of(&self, row: usize) -> &[u32] {
+        &self.list[self.starts[row] as usize..self.starts[row + 1] as usize]
+    }
+}
+
+/// One row's keys and values into a slot.
 pub fn store_kv(layer: usize, shape: PoolShape, qkv: &[bf16], slot: usize, pool: &mut [bf16]) {
     let Heads { query, kv, dim } = shape.heads;
     let (page, offset) = (slot / PAGE_LEN, slot % PAGE_LEN);

@@ -28,7 +28,7 @@ struct Scratch {
     buckets: Vec<f64>,
 }
 
-/// Picks a token for each row of `logits: [rows, vocab]`.
+/// Picks a token for each of `rows` from its row of `logits: [_, vocab]`.
 pub fn sample(
     cpu: &CpuBackend,
     rows: &[SampleRow],
@@ -36,17 +36,17 @@ pub fn sample(
     logits: &[f32],
     tokens: &mut [u32],
 ) {
-    assert!(vocab > 0 && logits.len() >= rows.len() * vocab, "logits: [rows, vocab]");
-    assert!(tokens.len() >= rows.len(), "tokens: [rows]");
-    let run = |scratch: &mut Scratch, ((row, logits), token): ((&SampleRow, &[f32]), &mut u32)| {
+    assert!(vocab > 0 && tokens.len() >= rows.len(), "tokens: [rows]");
+    let run = |scratch: &mut Scratch, (row, token): (&SampleRow, &mut u32)| {
+        let logits = &logits[row.logits as usize * vocab..][..vocab];
         *token = pick_token(cpu.isa, row, logits, scratch);
     };
     if rows.len() * vocab < WORTH_A_THREAD {
         let mut scratch = Scratch::default();
-        let work = rows.iter().zip(logits.chunks(vocab)).zip(tokens);
+        let work = rows.iter().zip(tokens);
         work.for_each(|work| run(&mut scratch, work));
     } else {
-        let work = rows.par_iter().zip(logits.par_chunks(vocab)).zip(tokens);
+        let work = rows.par_iter().zip(tokens);
         cpu.pool.install(|| work.for_each_init(Scratch::default, run));
     }
 }

@@ -25,7 +25,7 @@ pub use device::{Device, KERNELS, Launch};
 pub use driver::{Driver, Gpu, gpus};
 pub use emulator::Emulator;
 
-use super::{Advance, Attention, Backend, Heads, Memory, PoolShape, SampleRow};
+use super::{Advance, Attention, Backend, Entries, Heads, Memory, PoolShape, SampleRow};
 use crate::error::Result;
 use crate::tensor::{Element, HostMatrix, bf16};
 use params::*;
@@ -337,23 +337,26 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn store_kv(
         &self,
-        rows: usize,
         layer: usize,
         shape: PoolShape,
         qkv: &Buffer<D, bf16>,
+        entries: Entries<'_, Self>,
         slots: &Buffer<D, u32>,
         pool: &mut Buffer<D, bf16>,
     ) -> Result<()> {
+        let rows = entries.checked();
         assert!(slots.len >= rows && qkv.len >= rows * shape.heads.qkv_width(), "qkv: [rows, ..]");
         assert!(layer < shape.layers && pool.len >= shape.len(), "layer {layer} of {shape:?}");
         let params = StoreKvParams {
             qkv: qkv.as_ptr(),
+            starts: entries.starts.as_ptr(),
+            entries: entries.list.as_ptr(),
             slots: slots.as_ptr(),
             pool: pool.as_mut_ptr(),
             shape: pool_params(shape),
             layer: count(layer),
         };
-        // SAFETY: the kernel's struct, shapes checked; slots are the engine's to keep in range.
+        // SAFETY: the kernel's struct, shapes checked; slots and entries are the engine's.
         unsafe { self.by_row("store_kv", rows, 2 * shape.heads.kv * shape.heads.dim, &params) }
     }
 
@@ -430,13 +433,13 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn logprobs(
         &self,
-        rows: usize,
         x: &Buffer<D, bf16>,
         head: &Matrix<D>,
+        entries: Entries<'_, Self>,
         targets: &Buffer<D, u32>,
         out: &mut Buffer<D, f32>,
     ) -> Result<()> {
-        product::logprobs(self, rows, x, head, targets, out)
+        product::logprobs(self, x, head, entries, targets, out)
     }
 
     fn add_guidance(

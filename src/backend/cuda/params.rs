@@ -84,10 +84,11 @@ pub struct LogitsParams {
 #[derive(Debug, Copy, Clone)]
 pub struct LogprobsParams {
     pub product: ProductParams,
+    pub starts: *const ::std::os::raw::c_uint,
+    pub entries: *const ::std::os::raw::c_uint,
     pub targets: *const ::std::os::raw::c_uint,
     pub maxima: *mut f32,
     pub sums: *mut f32,
-    pub picked: *mut f32,
     pub out: *mut f32,
     pub tiles: ::std::os::raw::c_uint,
 }
@@ -105,6 +106,8 @@ pub struct RopeParams {
 #[derive(Debug, Copy, Clone)]
 pub struct StoreKvParams {
     pub qkv: *const bf16,
+    pub starts: *const ::std::os::raw::c_uint,
+    pub entries: *const ::std::os::raw::c_uint,
     pub slots: *const ::std::os::raw::c_uint,
     pub pool: *mut bf16,
     pub shape: PoolParams,
@@ -166,6 +169,7 @@ pub struct AddGuidanceParams {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct SampleRowParams {
+    pub logits: ::std::os::raw::c_uint,
     pub temperature: f32,
     pub top_k: ::std::os::raw::c_uint,
     pub top_p: f32,

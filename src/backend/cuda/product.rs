@@ -6,6 +6,7 @@ use super::buffer::{Buffer, Matrix};
 use super::device::Device;
 use super::params::{LogprobsParams, ProductParams};
 use super::{CudaBackend, THREADS, WORKSPACE_LEN, count};
+use crate::backend::Entries;
 use crate::error::Result;
 use crate::tensor::bf16;
 
@@ -80,19 +81,29 @@ impl<'a, D: Device> Product<'a, D> {
     }
 }
 
-/// `out[r] = log softmax(x[r] · headᵀ)[targets[r]]`, as many rows at a time as the workspace holds.
+impl<D: Device> Entries<'_, CudaBackend<D>> {
+    /// The rows, for which there are entries.
+    pub(super) fn checked(&self) -> usize {
+        let Self { rows, starts, list } = self;
+        assert!(starts.len > *rows && list.len >= *rows, "starts: [rows + 1], list: [entries]");
+        *rows
+    }
+}
+
+/// `out[e] = log softmax(x[r] · headᵀ)[targets[e]]` for each entry e of each row r, as many rows at a time as the workspace holds.
 pub fn logprobs<D: Device>(
     backend: &CudaBackend<D>,
-    rows: usize,
     x: &Buffer<D, bf16>,
     head: &Matrix<D>,
+    entries: Entries<'_, CudaBackend<D>>,
     targets: &Buffer<D, u32>,
     out: &mut Buffer<D, f32>,
 ) -> Result<()> {
+    let rows = entries.checked();
     assert!(x.len >= rows * head.inputs, "x: [rows, {}]", head.inputs);
-    assert!(targets.len >= rows && out.len >= rows, "targets, out: [rows]");
+    assert!(targets.len >= rows && out.len >= rows, "targets, out: [entries]");
     let tiles = head.outputs.div_ceil(TILE);
-    let window = WORKSPACE_LEN / (2 * tiles + 1);
+    let window = WORKSPACE_LEN / (2 * tiles);
     let mut workspace = backend.workspace();
     for first in (0..rows).step_by(window) {
         let rows = window.min(rows - first);
@@ -103,15 +114,17 @@ pub fn logprobs<D: Device>(
                 x: x.as_ptr().wrapping_add(first * head.inputs),
                 ..product.params()
             },
-            targets: targets.as_ptr().wrapping_add(first),
+            starts: entries.starts.as_ptr().wrapping_add(first),
+            entries: entries.list.as_ptr(),
+            targets: targets.as_ptr(),
             maxima: scratch,
             sums: scratch.wrapping_add(rows * tiles),
-            picked: scratch.wrapping_add(2 * rows * tiles),
-            out: out.as_mut_ptr().wrapping_add(first),
+            out: out.as_mut_ptr(),
             tiles: count(tiles),
         };
         let shared_bytes = THREADS as usize / 32 * size_of::<f32>();
-        // SAFETY: the kernels' struct; shapes checked, the scratch fits into the workspace.
+        // SAFETY: the kernels' struct; shapes checked, the scratch fits into the workspace; entries
+        // are the engine's to keep in range.
         unsafe {
             product.launch_many(backend, "logprobs_tiles", &params)?;
             backend.launch("logprobs", [rows, 1, 1], THREADS, shared_bytes, &params)?;

@@ -17,6 +17,7 @@ const BINS: usize = 2048;
 fn row_params(row: &SampleRow) -> SampleRowParams {
     let halves = |number: u64| [number as u32, (number >> 32) as u32];
     SampleRowParams {
+        logits: row.logits,
         temperature: row.temperature,
         top_k: row.top_k,
         top_p: row.top_p,
@@ -34,13 +35,14 @@ pub fn sample<D: Device>(
     logits: &Buffer<D, f32>,
     tokens: &mut Buffer<D, u32>,
 ) -> Result<()> {
-    assert!(vocab > 0 && logits.len >= rows.len() * vocab, "logits: [rows, vocab]");
+    let used = rows.iter().map(|row| row.logits as usize + 1).max().unwrap_or(0);
+    assert!(vocab > 0 && logits.len >= used * vocab, "logits: [{used}, vocab]");
     assert!(tokens.len >= rows.len(), "tokens: [rows]");
     let warps = THREADS as usize / 32;
     let shared_bytes = warps * size_of::<f64>() + (warps + BINS + 2) * size_of::<u32>();
     for (index, rows) in rows.chunks(ROWS).enumerate() {
         let mut params = SampleParams {
-            logits: logits.as_ptr().wrapping_add(index * ROWS * vocab),
+            logits: logits.as_ptr(),
             tokens: tokens.as_mut_ptr().wrapping_add(index * ROWS),
             vocab: count(vocab),
             rows: [row_params(&rows[0]); ROWS],

@@ -49,7 +49,8 @@ impl Work {
     }
 }
 
-/// Searches that run together, all alike and none of them ending early.
+/// Searches that run together, all alike, none of them ending early, with successors that differ from
+/// their first token on.
 #[derive(Clone, Copy)]
 pub struct SearchCost<'a> {
     pub machine: &'a Machine,
@@ -72,12 +73,10 @@ impl SearchCost<'_> {
 
     /// Seconds to add `len` tokens to candidates that have `done`.
     pub fn expand(&self, done: usize, len: usize) -> f64 {
-        let rows = self.searches * self.candidates;
-        let step = |token| Pass {
-            rows,
-            head_rows: rows,
-            attended: rows * (self.prompt + done + token),
-            distinct: self.distinct(done, token + 1),
+        let step = |token| {
+            let rows = self.rows(done, token);
+            let attended = rows * (self.prompt + done + token);
+            Pass { rows, head_rows: rows, attended, distinct: self.distinct(done, token) }
         };
         let works = (0..len).map(|token| Work::pass(self.base, step(token)));
         works.map(|work| self.machine.seconds(work)).sum()
@@ -85,11 +84,27 @@ impl SearchCost<'_> {
 
     /// Seconds to score them.
     pub fn score(&self, done: usize, len: usize) -> f64 {
-        let candidates = self.searches * self.candidates;
-        let rows = candidates * len;
-        let attended = candidates * (0..len).map(|t| self.prompt + done + t).sum::<usize>();
-        let pass = Pass { rows, head_rows: rows, attended, distinct: self.distinct(done, len) };
+        let rows = self.rows_scored(done, len);
+        let attended = |token| self.rows(done, token) * (self.prompt + done + token);
+        let attended = (0..len).map(attended).sum();
+        let pass = Pass { rows, head_rows: rows, attended, distinct: self.distinct(done, len - 1) };
         self.guide.iter().map(|config| self.machine.seconds(Work::pass(config, pass))).sum()
+    }
+
+    /// Rows that score `len` tokens of each candidate.
+    pub fn rows_scored(&self, done: usize, len: usize) -> usize {
+        (0..len).map(|token| self.rows(done, token)).sum()
+    }
+
+    /// Rows that are run for token `token` of all candidates' chunks: before the first one the
+    /// candidates still are their beams, or the prompt.
+    fn rows(&self, done: usize, token: usize) -> usize {
+        self.searches
+            * match (done, token) {
+                (0, 0) => 1,
+                (_, 0) => self.beam_width,
+                _ => self.candidates,
+            }
     }
 
     /// Cached positions while candidates are `len` tokens beyond the `done` ones of their beams.

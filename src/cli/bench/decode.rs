@@ -131,7 +131,7 @@ fn once<B: Backend>(
     let spans: Vec<Span<'_>> = texts
         .iter()
         .zip(&sequences)
-        .map(|(text, sequence)| Span { tokens: &text[..text.len() - 1], start: 0, sequence })
+        .map(|(text, sequence)| Span::new(&text[..text.len() - 1], 0, sequence))
         .collect();
     engine.prefill(&spans)?;
     fence.wait()?;
@@ -149,10 +149,8 @@ fn once<B: Backend>(
         let spans: Vec<Span<'_>> = pending
             .iter()
             .zip(&sequences)
-            .map(|(token, sequence)| Span {
-                tokens: std::slice::from_ref(token),
-                start: sequence.len() - steps,
-                sequence,
+            .map(|(token, sequence)| {
+                Span::new(std::slice::from_ref(token), sequence.len() - steps, sequence)
             })
             .collect();
         engine.begin(&spans, steps)?;
@@ -160,6 +158,7 @@ fn once<B: Backend>(
             let position = (first + step) as u32;
             let draws: Vec<SampleRow> = (0..texts.len() as u32)
                 .map(|candidate| SampleRow {
+                    logits: candidate,
                     temperature: 0.7,
                     top_k: 50,
                     top_p: 1.0,

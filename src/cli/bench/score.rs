@@ -89,7 +89,7 @@ fn once<B: Backend>(engine: &mut Engine<B>, texts: &[Vec<u32>]) -> Result<f64> {
     let spans: Vec<Span<'_>> = texts
         .iter()
         .zip(&sequences)
-        .map(|(text, sequence)| Span { tokens: &text[..text.len() - 1], start: 0, sequence })
+        .map(|(text, sequence)| Span::new(&text[..text.len() - 1], 0, sequence))
         .collect();
     let targets: Vec<u32> = texts.iter().flat_map(|text| &text[1..]).copied().collect();
     engine.logprobs(&spans, &targets)?;

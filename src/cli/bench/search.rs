@@ -264,6 +264,12 @@ fn measure<B: Measured>(
     let count = chunks(l, new).count();
     let expand: f64 = chunks(l, new).map(|(done, len)| cost.expand(done, len)).sum();
     let score: f64 = chunks(l, new).map(|(done, len)| cost.score(done, len)).sum();
+    let (scored, drawn) = chunks(l, new).fold((0, 0), |(scored, drawn), (done, len)| {
+        (scored + cost.rows_scored(done, len), drawn + searches * w * k * len)
+    });
+    // Prompts are run whole, less their last tokens.
+    let prompts = searches * (rig.prompt_len - 1);
+    let work_ratio = (prompts + scored) as f64 / (prompts + drawn) as f64;
     let prefill = cost.prefill();
     let whole = prefill + expand + score;
     let first = prefill + cost.expand(0, l) + cost.score(0, l);
@@ -298,7 +304,7 @@ fn measure<B: Measured>(
         row("sampled_tokens_per_s", "tokens/s", &rate(|run| run.sampled)).bound(sampled / whole),
         row("committed_tokens_per_s", "tokens/s", &rate(|run| run.committed))
             .bound(committed / whole),
-        row("scorer_work_ratio", "", &|run| run.scorer_work).bound(1.0),
+        row("scorer_work_ratio", "", &|run| run.scorer_work).bound(work_ratio),
     ]);
 
     // The base model's cache at its fullest, and what its candidates would hold besides if each
