@@ -99,8 +99,11 @@ pub struct Trio<B: Backend> {
 }
 
 impl ModelArgs {
-    /// Each model that was given; those of a shape once.
+    /// Each model that was given; those of a shape once. An error if shapes' vocabularies differ.
     pub fn sources(&self) -> Result<Vec<Source>> {
+        if let (Some(base), Some(guide)) = (self.shape, self.guide_shape) {
+            same_vocabulary(base, guide)?;
+        }
         let folders = [&self.base, &self.tuned, &self.untuned].into_iter().flatten();
         let shapes = [self.shape, self.guide_shape].into_iter().flatten();
         let sources = folders.map(|folder| Source::folder(folder)).chain(shapes.map(Source::shape));
@@ -168,6 +171,19 @@ impl ModelArgs {
     }
 }
 
+fn same_vocabulary(base: Shape, guide: Shape) -> Result<()> {
+    let (base_vocab, guide_vocab) = (base.config()?.vocab, guide.config()?.vocab);
+    if base_vocab == guide_vocab {
+        return Ok(());
+    }
+    let reason = format!(
+        "must have the base model's vocabulary: {} has {guide_vocab}, and {} has {base_vocab} entries",
+        guide.name(),
+        base.name(),
+    );
+    Err(Error::flag("--guide-shape", reason))
+}
+
 /// Bytes of a page of keys and values in all three models.
 fn page_bytes(base: Shape, guide: Shape) -> Result<usize> {
     let token = |shape: Shape| shape.config().map(|config| config.kv_bytes_per_token());
@@ -176,22 +192,12 @@ fn page_bytes(base: Shape, guide: Shape) -> Result<usize> {
 
 impl<B: Backend> Trio<B> {
     /// Three models of these shapes, each with random weights of its own, that cache `pages` pages.
-    /// An error if the shapes' vocabularies differ, or if the device has no room.
+    /// An error if the device has no room.
     pub fn random(backend: &Arc<B>, base: Shape, guide: Shape, pages: usize) -> Result<Self> {
         let (base_config, guide_config) = (base.config()?, guide.config()?);
-        let vocab = base_config.vocab;
-        if guide_config.vocab != vocab {
-            let reason = format!(
-                "must have the base model's vocabulary: {} has {}, and {} has {vocab} entries",
-                guide.name(),
-                guide_config.vocab,
-                base.name(),
-            );
-            return Err(Error::flag("--guide-shape", reason));
-        }
         let limits = Limits { pages, rows: models::ROWS, logit_rows: models::LOGIT_ROWS };
         let model = |config: &Config, seed| Model::random(&**backend, config.clone(), seed);
-        let tokenizer = Arc::new(Tokenizer::numbered(vocab)?);
+        let tokenizer = Arc::new(Tokenizer::numbered(base_config.vocab)?);
         let format = PromptFormat {
             tokenizer: tokenizer.clone(),
             template: Template::default(),
