@@ -25,7 +25,7 @@ mkdir -p "$folder/bin" "$folder/tests"
 # The tests look for the program in the folder that they were built in.
 root=$PWD
 export CARGO_TARGET_DIR=target
-tests=(kernels models guide cli server remote)
+tests=(kernels models engine guide cli server remote)
 cargo build --release --locked
 cargo test --release --locked --no-run --message-format json "${tests[@]/#/--test=}" >"$folder/messages"
 cargo bench --locked --no-run --message-format json --bench device >>"$folder/messages"
@@ -107,6 +107,7 @@ tests() {
     export TRIMTAB_TEST_DEVICE=cuda TRIMTAB_DEVICE=cuda
     step test-kernels bin/kernels
     step test-models bin/models --nocapture
+    step test-engine bin/engine
     step test-guide bin/guide
     # Those of `trimtab devices` are for machines without a GPU.
     step test-cli bin/cli --skip devices::
@@ -121,6 +122,7 @@ tests() {
     fi
     for tool in memcheck racecheck; do
         step "$tool-kernels" "$sanitizer" --tool $tool --error-exitcode 1 bin/kernels --test-threads 1
+        step "$tool-engine" "$sanitizer" --tool $tool --error-exitcode 1 bin/engine --test-threads 1 queues siblings
         step "$tool-models" "$sanitizer" --tool $tool --error-exitcode 1 bin/models --test-threads 1 kernels
     done
 }

@@ -27,7 +27,7 @@ plant_in() {
         echo "NOT CAUGHT  $name"
         exit 1
     fi
-    if ! grep -q "Running tests/$test" "$copy/log"; then
+    if ! grep -q "Running tests/$test[./]" "$copy/log"; then
         echo "$name: did not build"
         tail -n 20 "$copy/log"
         exit 1
@@ -51,11 +51,13 @@ plant "a neighbour's values" attention.cu 'if (owns(page, n, i % 2)) sum =' 'sum
 plant "half a weight" attention.cu 'mma(part, value, low[n]);' ''
 plant "page read again" attention_tile.cuh '__match_any_sync(ALL_LANES, ids[turn])' '1u << lane'
 plant "page used too early" attention.cu 'copy_wait<Block::STAGES - 2>();' ''
+plant "first entry alone" store_kv.cu 'at < p.starts[blockIdx.x + 1]' 'at <= p.starts[blockIdx.x]'
+plant "another entry's target" logprobs.cu 'target = p.targets[entry]' 'target = p.targets[at]'
 plant "index beyond a buffer" embed.cu 'i < p.width' 'i <= p.width'
 
-plant_in queues "models before their weights" src/engine/pair.rs 'queue.after(backend)?;' ''
-plant_in queues "reading before it is written" src/engine/mod.rs 'reader.after(&self.backend)' 'Ok(())'
-plant_in queues "writing before it is read" src/engine/mod.rs 'self.readers.push(reader.clone());' ''
-plant_in queues "logits overwritten" src/engine/chunk.rs $'self.reclaim()?;\n        backend.logits' 'backend.logits'
-plant_in queues "tokens overwritten by a draw" src/engine/chunk.rs $'self.reclaim()?;\n        self.backend.sample' 'self.backend.sample'
-plant_in queues "tokens overwritten by targets" src/engine/mod.rs $'self.reclaim()?;\n        let (backend, rows)' 'let (backend, rows)'
+plant_in engine "models before their weights" src/engine/pair.rs 'queue.after(backend)?;' ''
+plant_in engine "reading before it is written" src/engine/mod.rs 'reader.after(&self.backend)' 'Ok(())'
+plant_in engine "writing before it is read" src/engine/mod.rs 'self.readers.push(reader.clone());' ''
+plant_in engine "logits overwritten" src/engine/chunk.rs $'self.reclaim()?;\n        backend.logits' 'backend.logits'
+plant_in engine "tokens overwritten by a draw" src/engine/chunk.rs $'self.reclaim()?;\n        self.backend.sample' 'self.backend.sample'
+plant_in engine "tokens overwritten by targets" src/engine/mod.rs $'self.reclaim()?;\n        let (backend, rows)' 'let (backend, rows)'

@@ -212,6 +212,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What the device is, for people.
     fn describe(&self) -> String;
 
+    /// An error if this device's attention cannot have such heads.
+    fn check_heads(&self, _heads: Heads) -> Result<()> {
+        Ok(())
+    }
+
     /// The budget that all buffers and matrices are taken from, the same for all handles on a device.
     fn memory(&self) -> &Arc<Memory>;
 

@@ -66,7 +66,13 @@ impl DeviceArgs {
             Device::Emulator => self.on(CudaBackend::emulated(1)?, job),
             Device::Auto => match CudaBackend::open() {
                 Ok(gpu) => self.on(gpu, job),
-                Err(_) => self.on_cpu(job),
+                Err(error) => {
+                    // Where there is no GPU, nobody expects one.
+                    if cuda::gpus().is_ok_and(|gpus| !gpus.is_empty()) {
+                        eprintln!("trimtab: computing on the CPU: {error}");
+                    }
+                    self.on_cpu(job)
+                }
             },
         }
     }

@@ -100,6 +100,7 @@ impl<B: Backend> Model<B> {
         tensors: Tensors,
         twin: Option<&Model<B>>,
     ) -> Result<Self> {
+        backend.check_heads(config.heads)?;
         let names = if config.architecture == gpt2::NAME { &gpt2::NAMES } else { &llama::NAMES };
         let prefixed = tensors.contains(&format!("{}{}", names.prefix, names.embedding));
         let prefix = if prefixed { names.prefix } else { "" };

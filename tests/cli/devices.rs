@@ -14,6 +14,13 @@ fn devices(folder: &Path) -> (String, bool) {
     (String::from_utf8(output.stdout).unwrap(), output.status.success())
 }
 
+/// The functions of libcuda that the driver's source lists.
+fn functions(driver: &str) -> impl Iterator<Item = &str> {
+    let list = driver.split("const FUNCTIONS").nth(1).unwrap().split("];").next().unwrap();
+    let lines = list.lines().map(str::trim);
+    lines.filter_map(|line| line.strip_prefix("c\"")?.strip_suffix("\","))
+}
+
 /// A libcuda.so made of `source`.
 fn library(folder: &Path, source: &str) {
     let file = folder.join("libcuda.c");
@@ -36,10 +43,8 @@ fn a_broken_driver_is_explained() {
     // All functions are there, and each says CUDA_ERROR_STUB_LIBRARY.
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/driver.rs");
     let driver = fs::read_to_string(path).unwrap();
-    let list = driver.split("const FUNCTIONS").nth(1).unwrap().split("];").next().unwrap();
-    let lines = list.lines().map(str::trim);
-    let names = lines.filter_map(|line| line.strip_prefix("c\"")?.strip_suffix("\","));
-    let source: String = names.map(|name| format!("int {name}(void) {{ return 34; }}\n")).collect();
+    let source: String =
+        functions(&driver).map(|name| format!("int {name}(void) {{ return 34; }}\n")).collect();
     library(folder.path(), &source);
     let (text, fine) = devices(folder.path());
     assert!(fine && text.contains("cuda      none") && text.contains("cuInit"), "{text}");
@@ -54,4 +59,39 @@ fn cuda_is_refused_where_there_is_none() {
     }
     let output = trimtab(&["search", "--device", "cuda", "--prompt", "x", "--base", "/nowhere"]);
     assert_refused(&output, "--device cuda cannot be used: ");
+}
+
+/// Goal: `--device auto` says why it leaves a GPU alone that is there.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_gpu_that_cannot_be_used_is_not_passed_over_in_silence() {
+    // One GPU that is found and described, and whose context cannot be had.
+    let folder = tempfile::tempdir().unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/driver.rs");
+    let driver = fs::read_to_string(path).unwrap();
+    let source: String = functions(&driver)
+        .map(|name| match name {
+            "cuInit" | "cuDeviceGet" | "cuDeviceTotalMem_v2" => {
+                format!("int {name}() {{ return 0; }}\n")
+            }
+            "cuDeviceGetCount" => "int cuDeviceGetCount(int *n) { *n = 1; return 0; }\n".into(),
+            "cuDeviceGetName" => {
+                "int cuDeviceGetName(char *name) { *name = 'X'; return 0; }\n".into()
+            }
+            "cuDeviceGetAttribute" => {
+                "int cuDeviceGetAttribute(int *value) { *value = 9; return 0; }\n".into()
+            }
+            _ => format!("int {name}() {{ return 34; }}\n"),
+        })
+        .collect();
+    library(folder.path(), &source);
+    let output = Command::new(env!("CARGO_BIN_EXE_trimtab"))
+        .args(["search", "--device", "auto", "--method", "sample", "--prompt", "x", "--base"])
+        .args([&model("gpt2"), "--max-new-tokens", "2"])
+        .env("LD_LIBRARY_PATH", folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("trimtab: computing on the CPU: "), "{said}");
 }

@@ -12,7 +12,7 @@ pub use crate::oracle::Oracle;
 pub const BF16: f64 = 1.0 / 128.0;
 
 /// Row counts that fill, straddle and miss every tile.
-pub const ROWS: [usize; 7] = [1, 2, 5, 6, 7, 17, 33];
+pub const ROWS: [usize; 8] = [1, 2, 5, 6, 7, 17, 33, 15];
 
 /// Repeatable random numbers (splitmix64).
 pub struct Random(u64);

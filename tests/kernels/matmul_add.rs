@@ -1,4 +1,4 @@
-use super::matmul::{Case, SHAPES};
+use super::matmul::{Case, rows_and_shapes};
 use crate::harness::*;
 use trimtab::backend::Backend;
 
@@ -17,13 +17,11 @@ fn run<B: Backend>(backend: &B, case: &Case) -> Vec<f32> {
 #[test]
 fn matmul_add_agrees_with_the_oracle() {
     on_every_backend!(|name, backend| {
-        for shape in SHAPES {
-            for rows in ROWS {
-                let case = Case::new(rows, shape, rows % 2 == 1);
-                let bound = case.error() + 3.0 * 300.0 * 2f64.powi(-24);
-                let name = format!("{name}, {rows} rows of {shape:?}");
-                assert_close(&name, &run(&backend, &case), &run(&Oracle, &case), 0.0, bound);
-            }
+        for (rows, shape) in rows_and_shapes() {
+            let case = Case::new(rows, shape, rows % 2 == 1);
+            let bound = case.error() + 3.0 * 300.0 * 2f64.powi(-24);
+            let name = format!("{name}, {rows} rows of {shape:?}");
+            assert_close(&name, &run(&backend, &case), &run(&Oracle, &case), 0.0, bound);
         }
     });
 }

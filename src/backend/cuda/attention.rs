@@ -4,8 +4,8 @@ use super::buffer::Buffer;
 use super::device::Device;
 use super::params::AttentionParams;
 use super::{CudaBackend, WORKSPACE_LEN, count, pool_params};
-use crate::backend::{Attention, PAGE_LEN};
-use crate::error::Result;
+use crate::backend::{Attention, Heads, PAGE_LEN};
+use crate::error::{Error, Result};
 use crate::tensor::bf16;
 
 // As in kernels/attention_tile.cuh.
@@ -45,21 +45,29 @@ impl Kernel {
     /// nothing, and tiles so large that processors have no block cost more than pages read again
     /// by a neighbour, which come from the L2.
     fn choose(
+        device: &impl Device,
         dim: usize,
         queries: usize,
         kv_heads: usize,
         splits: usize,
-        multiprocessors: usize,
     ) -> Self {
-        let channels = KERNELS.iter().map(|kernel| kernel.channels).find(|&most| dim <= most);
-        let channels = channels.unwrap_or_else(|| panic!("heads of {dim} channels"));
-        let fitting = || KERNELS.into_iter().filter(|kernel| kernel.channels == channels);
+        let fitting = || Self::fitting(dim).filter(|kernel| kernel.runs_on(device));
         let suits = |kernel: &Self| {
             let blocks = queries.div_ceil(kernel.queries) * kv_heads * splits;
-            queries > kernel.queries / 2 && blocks >= multiprocessors
+            queries > kernel.queries / 2 && blocks >= device.multiprocessors()
         };
-        let smallest = fitting().next_back().expect("there are kernels for all of them");
+        let smallest = fitting().next_back().expect("the model's heads were checked");
         fitting().find(suits).unwrap_or(smallest)
+    }
+
+    /// Those for heads of `dim` channels.
+    fn fitting(dim: usize) -> impl DoubleEndedIterator<Item = Self> {
+        let channels = KERNELS.iter().map(|kernel| kernel.channels).find(|&most| dim <= most);
+        KERNELS.into_iter().filter(move |kernel| Some(kernel.channels) == channels)
+    }
+
+    fn runs_on(&self, device: &impl Device) -> bool {
+        self.shared_bytes() <= device.shared_bytes()
     }
 
     /// `Memory` of kernels/attention.cu.
@@ -75,6 +83,25 @@ impl Kernel {
         let query = lists + channels * size_of::<bf16>() + sums + 2 * size_of::<u32>();
         pages.max(parts) + queries * query
     }
+}
+
+/// An error if no kernel for such heads runs on this device.
+pub fn check_heads<D: Device>(backend: &CudaBackend<D>, heads: Heads) -> Result<()> {
+    let Heads { dim, .. } = heads;
+    let device = &*backend.device;
+    let reason = match Kernel::fitting(dim).next_back() {
+        Some(kernel) if kernel.runs_on(device) => return Ok(()),
+        Some(kernel) => format!(
+            "heads of {dim} channels take {} bytes of shared memory, of which it has {}",
+            kernel.shared_bytes(),
+            device.shared_bytes(),
+        ),
+        None => {
+            let most = KERNELS.map(|kernel| kernel.channels).into_iter().max().unwrap_or(0);
+            format!("the model's heads have {dim} channels, and its kernels take up to {most}")
+        }
+    };
+    Err(Error::DeviceUnavailable { device: D::NAME, reason: format!("{reason}; --device cpu can") })
 }
 
 pub fn attention<D: Device>(
@@ -93,7 +120,7 @@ pub fn attention<D: Device>(
     let splits = ends.max().unwrap_or(0).div_ceil(SPLIT);
     let queries = rows * (heads.query / heads.kv);
     let multiprocessors = backend.device.multiprocessors();
-    let kernel = Kernel::choose(heads.dim, queries, heads.kv, splits, multiprocessors);
+    let kernel = Kernel::choose(&*backend.device, heads.dim, queries, heads.kv, splits);
     let tiles = queries.div_ceil(kernel.queries);
     // Blocks that walk over all of a row's splits keep the processors busy if there are enough.
     let partial_len = rows * heads.query * splits * (heads.dim + 2);

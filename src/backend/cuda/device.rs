@@ -52,11 +52,17 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// One part in so many of the free memory is not taken by default.
     const MARGIN: usize;
 
+    /// As it stands after `--device`.
+    const NAME: &'static str;
+
     /// What it is, for people.
     fn describe(&self) -> String;
 
     /// Processors that blocks are spread over.
     fn multiprocessors(&self) -> usize;
+
+    /// Bytes of shared memory that a block can have.
+    fn shared_bytes(&self) -> usize;
 
     /// Bytes of memory that can still be had, where that is known.
     fn free_bytes(&self) -> Option<usize>;

@@ -12,9 +12,15 @@ use crate::error::{Error, Result};
 
 /// The kernels for GPUs, where the build found nvcc.
 #[cfg(has_cuda_kernels)]
-static FATBIN: Option<&[u8]> = Some(include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
+static FATBIN: Option<&[u8]> =
+    Some(&Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"))).0);
 #[cfg(not(has_cuda_kernels))]
 static FATBIN: Option<&[u8]> = None;
+
+/// Nothing says how an image must lie in memory; as anything may that is read by words.
+#[cfg(has_cuda_kernels)]
+#[repr(C, align(64))]
+struct Aligned<const BYTES: usize>([u8; BYTES]);
 
 /// Bytes of page-locked memory through which a queue's copies go.
 const STAGING_BYTES: usize = 8 << 20;
@@ -60,7 +66,11 @@ fn unavailable(reason: impl Into<String>) -> Error {
 
 /// What libcuda said, and while doing what.
 fn refused(what: impl Into<String>) -> impl FnOnce(DriverError) -> Error {
-    |error| Error::Cuda { what: what.into(), reason: explain(error) }
+    |error| refusal(what, error)
+}
+
+fn refusal(what: impl Into<String>, error: DriverError) -> Error {
+    Error::Cuda { what: what.into(), reason: explain(error) }
 }
 
 fn explain(error: DriverError) -> String {
@@ -129,6 +139,8 @@ fn describe(ordinal: i32) -> std::result::Result<Gpu, DriverError> {
 struct Opened {
     gpu: Gpu,
     multiprocessors: usize,
+    /// Bytes of shared memory that a block can have.
+    shared_bytes: usize,
     context: sys::CUcontext,
     functions: HashMap<&'static str, sys::CUfunction>,
 }
@@ -140,6 +152,8 @@ pub struct Driver {
     /// Recorded anew each time that another queue is to wait for this one.
     event: sys::CUevent,
     staging: Mutex<Staging>,
+    /// What was launched last, for errors that show only later.
+    last: Mutex<Option<Launch>>,
 }
 
 /// Page-locked memory, used from its start until the next wait.
@@ -191,7 +205,8 @@ impl Driver {
         // SAFETY: the device exists.
         let shared = unsafe { result::device::get_attribute(device, which) }.map_err(opening())?;
         let functions = load(fatbin, shared)?;
-        let opened = Opened { multiprocessors: count as usize, gpu, context, functions };
+        let (multiprocessors, shared_bytes) = (count as usize, shared as usize);
+        let opened = Opened { multiprocessors, shared_bytes, gpu, context, functions };
         Self::queue(Arc::new(opened))
     }
 
@@ -206,7 +221,7 @@ impl Driver {
         // SAFETY: the memory is used by this queue alone, and freed after its last copy.
         let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(opening())?;
         let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
-        Ok(Self { opened, stream, event, staging })
+        Ok(Self { opened, stream, event, staging, last: Mutex::new(None) })
     }
 
     fn enter(&self) -> Result<()> {
@@ -220,7 +235,21 @@ impl Driver {
     fn wait(&self, staging: &mut Staging, what: &str) -> Result<()> {
         staging.used = 0;
         // SAFETY: the stream lives as long as self.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(refused(what))
+        let waited = unsafe { result::stream::synchronize(self.stream) };
+        waited.map_err(|error| match self.last() {
+            Some(launch) => refusal(
+                format!(
+                    "{what} after {launch} (or an earlier one: with CUDA_LAUNCH_BLOCKING=1 set it \
+                     is the one at fault)"
+                ),
+                error,
+            ),
+            None => refusal(what, error),
+        })
+    }
+
+    fn last(&self) -> Option<Launch> {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -253,7 +282,8 @@ impl Drop for Driver {
 fn load(fatbin: &[u8], shared: i32) -> Result<HashMap<&'static str, sys::CUfunction>> {
     // SAFETY: nvcc made the image; the module lives as long as the process.
     let module = unsafe { result::module::load_data(fatbin.as_ptr().cast()) };
-    let module = module.map_err(refused("loading the kernels"))?;
+    let module =
+        module.map_err(refused("loading the kernels, which need a driver of 580 or later"))?;
     let find = |&name: &&'static str| {
         let c_name = CString::new(name).expect("kernels have ASCII names");
         let refused = || refused(format!("loading the kernel {name}"));
@@ -271,6 +301,7 @@ fn load(fatbin: &[u8], shared: i32) -> Result<HashMap<&'static str, sys::CUfunct
 impl Device for Driver {
     /// For what the driver itself takes later, and for allocations that it rounds up.
     const MARGIN: usize = 20;
+    const NAME: &'static str = "cuda";
 
     fn describe(&self) -> String {
         let Gpu { capability: (major, minor), memory_bytes, name, .. } = &self.opened.gpu;
@@ -280,6 +311,10 @@ impl Device for Driver {
 
     fn multiprocessors(&self) -> usize {
         self.opened.multiprocessors
+    }
+
+    fn shared_bytes(&self) -> usize {
+        self.opened.shared_bytes
     }
 
     fn free_bytes(&self) -> Option<usize> {
@@ -316,7 +351,7 @@ impl Device for Driver {
         })?;
         // SAFETY: the allocation has at least `bytes` bytes.
         unsafe { result::memset_d8_async(address, 0, bytes.max(1), self.stream) }
-            .map_err(refused(format!("clearing {bytes} bytes")))?;
+            .map_err(|error| refusal(format!("clearing {bytes} bytes"), error))?;
         Ok(address)
     }
 
@@ -346,7 +381,7 @@ impl Device for Driver {
             staging.used += piece.len();
             // SAFETY: the caller vouches for the target.
             unsafe { result::memcpy_htod_async(target, staged, self.stream) }
-                .map_err(refused(format!("uploading {} bytes", piece.len())))?;
+                .map_err(|error| refusal(format!("uploading {} bytes", piece.len()), error))?;
             target += piece.len() as u64;
         }
         Ok(())
@@ -368,7 +403,7 @@ impl Device for Driver {
             };
             // SAFETY: the caller vouches for the source; nobody looks before the wait.
             unsafe { result::memcpy_dtoh_async(&mut *staged, source, self.stream) }
-                .map_err(refused(what.clone()))?;
+                .map_err(|error| refusal(what.as_str(), error))?;
             self.wait(&mut staging, &what)?;
             piece.copy_from_slice(staged);
             source += piece.len() as u64;
@@ -391,6 +426,7 @@ impl Device for Driver {
                 &mut arguments,
             )
         };
-        result.map_err(refused(format!("launching {launch}")))
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(*launch);
+        result.map_err(|error| refusal(format!("launching {launch}"), error))
     }
 }

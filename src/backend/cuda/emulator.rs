@@ -10,6 +10,9 @@ use super::lazy::Queues;
 use crate::backend::cpu::{HOST_MARGIN, host_free_bytes};
 use crate::error::{Error, Result};
 
+/// An H100's shared memory for one block, the most that kernels/emulator/ has room for.
+const SHARED_BYTES: usize = 227 << 10;
+
 type Run = unsafe extern "C" fn(*const c_void);
 
 /// One row of the table that build.rs makes.
@@ -52,6 +55,7 @@ pub struct Emulator {
     queue: usize,
     /// Bytes uploaded since this queue was last waited for.
     staged: AtomicUsize,
+    shared_bytes: usize,
 }
 
 /// What all queues of an emulator have in common.
@@ -107,7 +111,13 @@ impl Emulator {
 
     fn open(machine: Arc<Machine>) -> Self {
         let queue = machine.state().queues.open();
-        Self { machine, queue, staged: AtomicUsize::new(0) }
+        Self { machine, queue, staged: AtomicUsize::new(0), shared_bytes: SHARED_BYTES }
+    }
+
+    /// The same with less shared memory for a block, as on smaller GPUs.
+    #[must_use]
+    pub fn with_shared_bytes(self, shared_bytes: usize) -> Self {
+        Self { shared_bytes: shared_bytes.min(SHARED_BYTES), ..self }
     }
 
     fn wait(&self) {
@@ -158,6 +168,7 @@ impl Machine {
 
 impl Device for Emulator {
     const MARGIN: usize = HOST_MARGIN;
+    const NAME: &'static str = "emulator";
 
     fn describe(&self) -> String {
         format!("emulator (seed {})", self.machine.seed)
@@ -168,12 +179,16 @@ impl Device for Emulator {
         4
     }
 
+    fn shared_bytes(&self) -> usize {
+        self.shared_bytes
+    }
+
     fn free_bytes(&self) -> Option<usize> {
         host_free_bytes()
     }
 
     fn side(&self) -> Result<Self> {
-        Ok(Self::open(self.machine.clone()))
+        Ok(Self::open(self.machine.clone()).with_shared_bytes(self.shared_bytes))
     }
 
     fn after(&self, other: &Self) -> Result<()> {

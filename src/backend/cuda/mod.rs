@@ -138,6 +138,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device.describe()
     }
 
+    fn check_heads(&self, heads: Heads) -> Result<()> {
+        attention::check_heads(self, heads)
+    }
+
     fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }

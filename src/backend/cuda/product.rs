@@ -18,6 +18,12 @@ const STAGES: usize = 4;
 const DEPTH: usize = 32;
 const MANY_THREADS: u32 = 256;
 
+/// Rows of a block of the kernels for few rows.
+const FEW_ROWS: [usize; 4] = [8, 16, 32, 64];
+
+/// Large tiles are for products that give one processor in so many a block.
+const CROWDED: usize = 4;
+
 /// An op's kernels for up to 8, 16, 32 and 64 rows, and for more.
 pub type Kernels = [&'static str; 5];
 pub const MATMUL: Kernels = ["matmul_8", "matmul_16", "matmul_32", "matmul_64", "matmul_many"];
@@ -48,7 +54,9 @@ impl<'a, D: Device> Product<'a, D> {
         }
     }
 
-    /// Launches the kernel for this many rows. All of them add in the same order.
+    /// Launches the kernel for this many rows. All of them add in the same order, so the choice is
+    /// free: those for few rows also take more of them, 64 a block, where the large tiles of the last
+    /// one would leave most processors without a block.
     ///
     /// # Safety
     /// `P` must be the kernels' own struct, and its addresses valid for these shapes.
@@ -58,12 +66,15 @@ impl<'a, D: Device> Product<'a, D> {
         kernels: Kernels,
         params: &P,
     ) -> Result<()> {
-        let Some(few) = [8, 16, 32, 64].iter().position(|&rows| self.rows <= rows) else {
+        let many = self.weight.outputs.div_ceil(TILE) * self.rows.div_ceil(TILE);
+        if self.rows > FEW_ROWS[3] && many * CROWDED > backend.device.multiprocessors() {
             // SAFETY: the caller vouches for it.
             return unsafe { self.launch_many(backend, kernels[4], params) };
-        };
-        let shared_bytes = SLICES * FEW_OUTPUTS * (8 << few) * size_of::<f32>();
-        let grid = [self.weight.outputs.div_ceil(FEW_OUTPUTS), usize::from(self.rows > 0), 1];
+        }
+        let few = FEW_ROWS.iter().position(|&rows| self.rows <= rows).unwrap_or(3);
+        let rows = FEW_ROWS[few];
+        let shared_bytes = SLICES * FEW_OUTPUTS * rows * size_of::<f32>();
+        let grid = [self.weight.outputs.div_ceil(FEW_OUTPUTS), self.rows.div_ceil(rows), 1];
         // SAFETY: the caller vouches for it.
         unsafe { backend.launch(kernels[few], grid, SLICES as u32 * 32, shared_bytes, params) }
     }

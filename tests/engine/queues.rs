@@ -3,11 +3,10 @@
 //! The emulator does what its queues were asked for as late as it may and in a shuffled order, so a
 //! join that is missing gives other numbers under some seed; tools/planted_bugs.sh removes each join
 //! and shows that these tests see it.
-#![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::folder;
 use trimtab::backend::cuda::CudaBackend;
 use trimtab::backend::{Backend, SampleRow};
 use trimtab::engine::{Engine, Limits, Model, Pair, Span};
@@ -19,10 +18,6 @@ const ORDERS: u64 = 12;
 const LIMITS: Limits = Limits { pages: 24, rows: 7, logit_rows: 3 };
 /// Sequences that are continued together.
 const ROWS: usize = 3;
-
-fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
 
 /// Any tokens of the golden GPT-2s.
 fn tokens(count: usize, seed: usize) -> Vec<u32> {

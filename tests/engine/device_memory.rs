@@ -1,11 +1,10 @@
 //! The budget of device memory: how much an engine takes is known before it is built, it is enough
 //! to the byte, and nothing is taken afterwards. And what a device refuses is named.
-#![allow(clippy::unwrap_used)]
 
 use std::ffi::c_void;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use super::folder;
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::{CudaBackend, Device, Emulator, Launch};
 use trimtab::backend::{Backend, Heads, PoolShape};
@@ -16,10 +15,6 @@ use trimtab::proposer::{Guidance, LocalProposer, Prompt, Sampling};
 use trimtab::scheduler::Scheduler;
 use trimtab::search::Settings;
 use trimtab::text::{Bos, PromptFormat, StopStrings, Template, Tokenizer};
-
-fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
 
 fn load<B: Backend>(backend: &Arc<B>, name: &str, twin: Option<&Model<B>>) -> Model<B> {
     Model::open(&**backend, &folder(name), twin).unwrap()
@@ -154,6 +149,7 @@ struct Refusing(Emulator);
 
 impl Device for Refusing {
     const MARGIN: usize = 2;
+    const NAME: &'static str = "refusing";
 
     fn describe(&self) -> String {
         "refusing".into()
@@ -161,6 +157,10 @@ impl Device for Refusing {
 
     fn multiprocessors(&self) -> usize {
         1
+    }
+
+    fn shared_bytes(&self) -> usize {
+        self.0.shared_bytes()
     }
 
     fn free_bytes(&self) -> Option<usize> {
@@ -227,4 +227,26 @@ fn what_a_device_refuses_is_named() {
     let error = backend.alloc::<f32>(1 << 30).err().unwrap().to_string();
     assert!(error.contains("no 4294967296 bytes") && error.contains("77 are free"), "{error}");
     assert_eq!(backend.memory().taken(), taken);
+}
+
+/// Goal: heads that no kernel takes, or none that fits a smaller GPU's shared memory, are refused
+/// before anything is loaded, by name and with what to do; those of all known families are not.
+#[test]
+fn heads_beyond_the_kernels_are_refused() {
+    let small = CudaBackend::new(Emulator::new(1).with_shared_bytes(99 << 10)).unwrap();
+    let large = CudaBackend::emulated(1).unwrap();
+    let heads = |dim| Heads { query: 2, kv: 1, dim };
+    for dim in [1, 64, 80, 128] {
+        small.check_heads(heads(dim)).unwrap();
+    }
+    large.check_heads(heads(256)).unwrap();
+    let said = small.check_heads(heads(256)).unwrap_err().to_string();
+    assert!(said.contains("of which it has 101376; --device cpu can"), "{said}");
+
+    let config = Config { heads: heads(272), ..load(&Arc::new(small), "gpt2", None).config };
+    let taken = large.memory().taken();
+    let said = Model::random(&large, config, 1).err().unwrap().to_string();
+    assert!(said.contains("heads have 272 channels, and its kernels take up to 256"), "{said}");
+    assert!(said.starts_with("--device emulator cannot be used"), "{said}");
+    assert_eq!(large.memory().taken(), taken, "nothing was loaded");
 }

@@ -1,13 +1,10 @@
 //! Rows that end between two looks of the host: they stand still on the device, and it makes no
 //! difference when the host looks.
-#![allow(clippy::unwrap_used)]
 
-mod oracle;
-
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use oracle::Oracle;
+use super::folder;
+use crate::oracle::Oracle;
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::CudaBackend;
 use trimtab::backend::{Backend, SampleRow};
@@ -22,10 +19,6 @@ use trimtab::text::{Bos, PromptFormat, StopStrings, Template, Tokenizer};
 const LIMITS: Limits = Limits { pages: 64, rows: 16, logit_rows: 8 };
 const ROWS: usize = 8;
 const STEPS: usize = 24;
-
-fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
 
 fn engine<B: Backend>(backend: &Arc<B>) -> Engine<B> {
     let model = Model::open(&**backend, &folder("gpt2"), None).unwrap();

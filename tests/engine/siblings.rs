@@ -1,14 +1,11 @@
 //! What siblings, candidates forked from one beam, have in common is run once, and none of them
 //! notices.
-#![allow(clippy::unwrap_used)]
-
-mod oracle;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use oracle::Oracle;
+use super::folder;
+use crate::oracle::Oracle;
 use trimtab::backend::Backend;
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::CudaBackend;
@@ -22,10 +19,6 @@ use trimtab::text::{Bos, PromptFormat, StopStrings, Template, Tokenizer};
 
 const PROMPT: &str = "The film opens on a quiet harbour";
 const LIFE: Lifetime = Lifetime { response: 48, chunk: 24, beams: 2, candidates: 8 };
-
-fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
 
 fn format() -> PromptFormat {
     let tokenizer = Arc::new(Tokenizer::open(&folder("gpt2")).unwrap());
