@@ -10,20 +10,14 @@ use crate::tensor::bf16;
 /// `out[r] = table[tokens[r]]`
 pub fn embed(tokens: &[u32], table: &Matrix, out: &mut [f32]) {
     for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(table.inputs)) {
-        assert!((token as usize) < table.outputs, "token {token} of {}", table.outputs);
-        for (out, weight) in out.iter_mut().zip(table.row(token as usize)) {
-            *out = widen(weight);
-        }
+        table.row(token as usize, out, |out, weight| *out = weight);
     }
 }
 
 /// `x[r] += table[positions[r]]`
 pub fn embed_add(positions: &[u32], table: &Matrix, x: &mut [f32]) {
     for (&position, x) in positions.iter().zip(x.chunks_exact_mut(table.inputs)) {
-        assert!((position as usize) < table.outputs, "position {position} of {}", table.outputs);
-        for (x, weight) in x.iter_mut().zip(table.row(position as usize)) {
-            *x += widen(weight);
-        }
+        table.row(position as usize, x, |x, weight| *x += weight);
     }
 }
 
