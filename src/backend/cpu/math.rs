@@ -72,12 +72,6 @@ pub fn exp(x: f32) -> f32 {
     p * f32::from_bits(shifted.to_bits() << 23)
 }
 
-/// tanh(x) = 1 − 2 / (e^2x + 1).
-#[inline(always)]
-pub fn tanh(x: f32) -> f32 {
-    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
-}
-
 /// Widens by bits: what `bf16::to_f32` does but for NaN's payload.
 #[inline(always)]
 pub fn widen(x: bf16) -> f32 {
