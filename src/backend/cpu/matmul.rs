@@ -161,7 +161,8 @@ pub fn matmul(
         let mut sums = Sums::new();
         (0..items).for_each(|index| item(&mut sums, index));
     } else {
-        (0..items).into_par_iter().for_each_init(Sums::new, item);
+        // One by one, so that a thread that is done finds something to take from the others.
+        (0..items).into_par_iter().with_max_len(1).for_each_init(Sums::new, item);
     }
 }
 
