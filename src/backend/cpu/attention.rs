@@ -79,7 +79,8 @@ pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
         let mut scratch = Scratch::default();
         tasks.into_iter().for_each(|task| run(&mut scratch, task));
     } else {
-        cpu.pool.install(|| tasks.into_par_iter().for_each_init(Scratch::default, run));
+        let tasks = tasks.into_par_iter().with_max_len(1);
+        cpu.pool.install(|| tasks.for_each_init(Scratch::default, run));
     }
 }
 

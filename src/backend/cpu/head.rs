@@ -57,7 +57,7 @@ pub fn logprobs(
         }
     };
     if rows > 0 {
-        let chunks = partials.par_chunks_mut(rows).enumerate();
+        let chunks = partials.par_chunks_mut(rows).enumerate().with_max_len(1);
         cpu.pool.install(|| chunks.for_each_init(Sums::new, run));
     }
     for (row, entries) in entries.iter().enumerate() {

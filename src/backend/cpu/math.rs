@@ -72,12 +72,6 @@ pub fn exp(x: f32) -> f32 {
     p * f32::from_bits(shifted.to_bits() << 23)
 }
 
-/// tanh(x) = 1 − 2 / (e^2x + 1).
-#[inline(always)]
-pub fn tanh(x: f32) -> f32 {
-    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
-}
-
 /// Widens by bits: what `bf16::to_f32` does but for NaN's payload.
 #[inline(always)]
 pub fn widen(x: bf16) -> f32 {
@@ -127,25 +121,25 @@ vectorized! {
 }
 
 #[inline(always)]
-fn plus<S: Lanes>(total: LogSumExp, values: &[f32]) -> LogSumExp {
+fn plus<S: Lanes>(mut total: LogSumExp, values: &[f32]) -> LogSumExp {
     let (whole, rest) = values.as_chunks::<LANES>();
-    let mut last = [f32::NEG_INFINITY; LANES];
-    last[..rest.len()].copy_from_slice(rest);
-    let mut most = S::load(&last);
+    let mut most = S::splat(f32::NEG_INFINITY);
     for values in whole {
         most = S::load(values).max(most);
     }
-    let most = most.largest();
-    let max = if most > total.max { most } else { total.max };
+    let most = rest.iter().fold(most.largest(), |a, &b| if b > a { b } else { a });
+    if most > total.max {
+        total = LogSumExp { max: most, sum: total.rescaled(most) };
+    }
     let mut sum = S::splat(0.0);
     for values in whole {
-        sum = sum.add(simd::exp(S::load(values).sub(S::splat(max))));
+        sum = sum.add(simd::exp(S::load(values).sub(S::splat(total.max))));
     }
-    let mut sum = sum.sum();
+    total.sum += sum.sum();
     for &value in rest {
-        sum += exp(value - max);
+        total.sum += exp(value - total.max);
     }
-    LogSumExp { max, sum: total.rescaled(max) + sum }
+    total
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 //! result never depends on its neighbours.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::cell::Cell;
+use std::mem;
+use std::ops::{Deref, Range};
 
 use rayon::prelude::*;
 
@@ -29,10 +31,33 @@ const WORTH_A_THREAD: usize = 1 << 20;
 /// The sums of up to [`BLOCK`] rows and one panel of outputs, `[rows, PANEL]`.
 pub type Sums = Vec<[f32; PANEL]>;
 
+thread_local! {
+    /// Memory for [`words`], kept from op to op: new memory would have to be zeroed first.
+    static SPARE: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+}
+
+/// See [`words`].
+pub struct Words<'a>(Cow<'a, [u32]>);
+
+impl Deref for Words<'_> {
+    type Target = [u32];
+    fn deref(&self) -> &[u32] {
+        &self.0
+    }
+}
+
+impl Drop for Words<'_> {
+    fn drop(&mut self) {
+        if let Cow::Owned(words) = mem::take(&mut self.0) {
+            SPARE.set(words);
+        }
+    }
+}
+
 /// `x: [rows, inputs]` in the words that an instruction set multiplies with: pairs of bf16, or two
 /// f32, `[rows, Lanes::STEPS, pairs]`; an odd last input gets a zero beside it. For tiles also pairs
-/// and rows are filled up with zeros to whole tiles.
-pub fn words(isa: Isa, rows: usize, inputs: usize, x: &[bf16]) -> Cow<'_, [u32]> {
+/// and rows are filled up with zeros to whole tiles. Whatever comes behind means nothing.
+pub fn words(isa: Isa, rows: usize, inputs: usize, x: &[bf16]) -> Words<'_> {
     let x = &x[..rows * inputs];
     let pairs = inputs.div_ceil(2);
     let (steps, padded_pairs, padded_rows) = match isa {
@@ -45,17 +70,20 @@ pub fn words(isa: Isa, rows: usize, inputs: usize, x: &[bf16]) -> Cow<'_, [u32]>
         // SAFETY: any two bf16 are a valid u32; `align_to` takes care of alignment.
         && let ([], words, []) = unsafe { x.align_to::<u32>() }
     {
-        return Cow::Borrowed(words);
+        return Words(Cow::Borrowed(words));
     }
     let width = padded_pairs * steps;
-    let mut out = vec![0; padded_rows * width];
+    let mut out = SPARE.take();
+    out.resize(out.len().max(padded_rows * width), 0);
     let row = |(out, x): (&mut [u32], &[bf16])| row_words(isa, x, steps, out);
+    let (used, padding) = out[..padded_rows * width].split_at_mut(rows * width);
+    padding.fill(0);
     if x.len() < ROWS_WORTH_A_THREAD {
-        out.chunks_mut(width).zip(x.chunks(inputs)).for_each(row);
+        used.chunks_mut(width).zip(x.chunks(inputs)).for_each(row);
     } else {
-        out.par_chunks_mut(width).zip(x.par_chunks(inputs)).for_each(row);
+        used.par_chunks_mut(width).zip(x.par_chunks(inputs)).for_each(row);
     }
-    Cow::Owned(out)
+    Words(Cow::Owned(out))
 }
 
 /// Inputs below which one thread turns them into words.
@@ -83,18 +111,26 @@ fn steps_of<S: Lanes>() -> usize {
 
 #[inline(always)]
 fn words_of(x: &[bf16], steps: usize, out: &mut [u32]) {
-    let word = |x: bf16| u32::from(x.to_bits());
+    let pair = |low: bf16, high: bf16| u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
     let (pairs, last) = x.as_chunks::<2>();
-    let last = last.first().map(|&low| [low, bf16::ZERO]);
+    let count = pairs.len();
+    let last = last.first().map(|&last| pair(last, bf16::ZERO));
     if steps == 1 {
-        for (out, [low, high]) in out.iter_mut().zip(pairs.iter().chain(&last)) {
-            *out = word(*low) | word(*high) << 16;
+        for (out, &[low, high]) in out.iter_mut().zip(pairs) {
+            *out = pair(low, high);
+        }
+        out[count..].fill(0);
+        if let Some(last) = last {
+            out[count] = last;
         }
     } else {
         let (even, odd) = out.split_at_mut(out.len() / 2);
-        let out = even.iter_mut().zip(odd);
-        for ((even, odd), [low, high]) in out.zip(pairs.iter().chain(&last)) {
-            (*even, *odd) = (word(*low) << 16, word(*high) << 16);
+        for ((even, odd), &[low, high]) in even.iter_mut().zip(odd.iter_mut()).zip(pairs) {
+            let pair = pair(low, high);
+            (*even, *odd) = (pair << 16, pair & 0xffff_0000);
+        }
+        if let Some(last) = last {
+            (even[count], odd[count]) = (last << 16, 0);
         }
     }
 }
@@ -125,7 +161,8 @@ pub fn matmul(
         let mut sums = Sums::new();
         (0..items).for_each(|index| item(&mut sums, index));
     } else {
-        (0..items).into_par_iter().for_each_init(Sums::new, item);
+        // One by one, so that a thread that is done finds something to take from the others.
+        (0..items).into_par_iter().with_max_len(1).for_each_init(Sums::new, item);
     }
 }
 

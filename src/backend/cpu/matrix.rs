@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::buffer::Buffer;
+use super::math::widen;
 use super::simd::LANES;
 use crate::backend::Memory;
 use crate::error::Result;
@@ -78,10 +79,16 @@ impl Matrix {
         (0..count).map(move |pair| start + (pair * LANES + lane) * 2)
     }
 
-    /// The weights of one output, `[inputs]`: a table's row.
-    pub fn row(&self, output: usize) -> impl Iterator<Item = bf16> + '_ {
-        let places =
-            (0..self.pairs()).step_by(BLOCK_PAIRS).flat_map(move |from| self.places(output, from));
-        places.flat_map(|place| [self.data[place], self.data[place + 1]]).take(self.inputs)
+    /// Hands each weight of one output, a table's row, to `put` with its place in `out: [inputs]`.
+    #[inline]
+    pub fn row(&self, output: usize, out: &mut [f32], put: impl Fn(&mut f32, f32)) {
+        assert!(output < self.outputs, "row {output} of {}", self.outputs);
+        for (block, out) in out.chunks_mut(2 * BLOCK_PAIRS).enumerate() {
+            for (place, out) in self.places(output, block * BLOCK_PAIRS).zip(out.chunks_mut(2)) {
+                for (out, &weight) in out.iter_mut().zip(&self.data[place..place + 2]) {
+                    put(out, widen(weight));
+                }
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::CpuBackend;
 use super::isa::vectorized;
-use super::math::{exp, narrow, sum, tanh, widen};
+use super::math::{exp, narrow, sum, widen};
 use super::matrix::Matrix;
 use crate::backend::{Advance, Entries, Heads, NO_SLOT, PAGE_LEN, PoolShape};
 use crate::tensor::bf16;
@@ -10,20 +10,14 @@ use crate::tensor::bf16;
 /// `out[r] = table[tokens[r]]`
 pub fn embed(tokens: &[u32], table: &Matrix, out: &mut [f32]) {
     for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(table.inputs)) {
-        assert!((token as usize) < table.outputs, "token {token} of {}", table.outputs);
-        for (out, weight) in out.iter_mut().zip(table.row(token as usize)) {
-            *out = widen(weight);
-        }
+        table.row(token as usize, out, |out, weight| *out = weight);
     }
 }
 
 /// `x[r] += table[positions[r]]`
 pub fn embed_add(positions: &[u32], table: &Matrix, x: &mut [f32]) {
     for (&position, x) in positions.iter().zip(x.chunks_exact_mut(table.inputs)) {
-        assert!((position as usize) < table.outputs, "position {position} of {}", table.outputs);
-        for (x, weight) in x.iter_mut().zip(table.row(position as usize)) {
-            *x += widen(weight);
-        }
+        table.row(position as usize, x, |x, weight| *x += weight);
     }
 }
 
@@ -105,7 +99,8 @@ fn gelu_row(x: &mut [bf16]) {
     const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     for x in x {
         let v = widen(*x);
-        *x = narrow(0.5 * v * (1.0 + tanh(SQRT_2_OVER_PI * (v + 0.044_715 * v * v * v))));
+        // 0.5 (1 + tanh(u)) = 1 / (1 + e^−2u), which has no difference of nearly equal numbers.
+        *x = narrow(v / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (v + 0.044_715 * v * v * v))));
     }
 }
 
