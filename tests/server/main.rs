@@ -141,13 +141,13 @@ impl Drop for Server {
     }
 }
 
-/// A search that takes a while: a second or so.
+/// A search that takes a while: a second or so. Chunks of one token would be run once a beam.
 fn long_search(prompt: &str) -> Value {
     json!({
         "prompt": prompt,
         "seed": 1,
         "max_tokens": 120,
-        "search": { "method": "cbs", "beam_width": 16, "successors": 16, "chunk_len": 1 },
+        "search": { "method": "cbs", "beam_width": 16, "successors": 16, "chunk_len": 3 },
         // An answer that ends early would make it a short one.
         "temperature": 3.0,
         "top_k": 0,
