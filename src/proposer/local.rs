@@ -140,14 +140,13 @@ impl<B: Backend> LocalProposer<B> {
         let mut rows = Vec::with_capacity(drafts.len());
         let mut row_of = vec![0; drafts.len()];
         for (index, draft) in drafts.iter_mut().enumerate() {
-            if firsts[index] < index {
-                draft.state.sequences.iter_mut().for_each(|sequence| sequence.truncate(0));
-            } else {
-                row_of[index] = leaders.len();
-            }
-            rows.push(sample_row(draft, 0, row_of[firsts[index]]));
             if firsts[index] == index {
+                row_of[index] = leaders.len();
+                rows.push(sample_row(draft, 0, row_of[index]));
                 leaders.push(&mut **draft);
+            } else {
+                rows.push(sample_row(draft, 0, row_of[firsts[index]]));
+                draft.state.sequences.iter_mut().for_each(|sequence| sequence.truncate(0));
             }
         }
         self.make_room(&mut leaders, 1)?;

@@ -14,11 +14,14 @@ fn devices(folder: &Path) -> (String, bool) {
     (String::from_utf8(output.stdout).unwrap(), output.status.success())
 }
 
-/// The functions of libcuda that the driver's source lists.
-fn functions(driver: &str) -> impl Iterator<Item = &str> {
+/// A C source with the functions of libcuda that the driver's own source lists, each as `define`
+/// says.
+fn source(define: impl Fn(&str) -> String) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/driver.rs");
+    let driver = fs::read_to_string(path).unwrap();
     let list = driver.split("const FUNCTIONS").nth(1).unwrap().split("];").next().unwrap();
     let lines = list.lines().map(str::trim);
-    lines.filter_map(|line| line.strip_prefix("c\"")?.strip_suffix("\","))
+    lines.filter_map(|line| line.strip_prefix("c\"")?.strip_suffix("\",")).map(define).collect()
 }
 
 /// A libcuda.so made of `source`.
@@ -41,11 +44,8 @@ fn a_broken_driver_is_explained() {
     assert!(fine && text.contains("libcuda has no cuInit: is it a stub, or too old?"), "{text}");
 
     // All functions are there, and each says CUDA_ERROR_STUB_LIBRARY.
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/driver.rs");
-    let driver = fs::read_to_string(path).unwrap();
-    let source: String =
-        functions(&driver).map(|name| format!("int {name}(void) {{ return 34; }}\n")).collect();
-    library(folder.path(), &source);
+    let stub = source(|name| format!("int {name}(void) {{ return 34; }}\n"));
+    library(folder.path(), &stub);
     let (text, fine) = devices(folder.path());
     assert!(fine && text.contains("cuda      none") && text.contains("cuInit"), "{text}");
     assert!(text.contains("cpu ") && text.contains("emulator "), "{text}");
@@ -67,24 +67,18 @@ fn cuda_is_refused_where_there_is_none() {
 fn a_gpu_that_cannot_be_used_is_not_passed_over_in_silence() {
     // One GPU that is found and described, and whose context cannot be had.
     let folder = tempfile::tempdir().unwrap();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/driver.rs");
-    let driver = fs::read_to_string(path).unwrap();
-    let source: String = functions(&driver)
-        .map(|name| match name {
-            "cuInit" | "cuDeviceGet" | "cuDeviceTotalMem_v2" => {
-                format!("int {name}() {{ return 0; }}\n")
-            }
-            "cuDeviceGetCount" => "int cuDeviceGetCount(int *n) { *n = 1; return 0; }\n".into(),
-            "cuDeviceGetName" => {
-                "int cuDeviceGetName(char *name) { *name = 'X'; return 0; }\n".into()
-            }
-            "cuDeviceGetAttribute" => {
-                "int cuDeviceGetAttribute(int *value) { *value = 9; return 0; }\n".into()
-            }
-            _ => format!("int {name}() {{ return 34; }}\n"),
-        })
-        .collect();
-    library(folder.path(), &source);
+    let broken = source(|name| match name {
+        "cuInit" | "cuDeviceGet" | "cuDeviceTotalMem_v2" => {
+            format!("int {name}() {{ return 0; }}\n")
+        }
+        "cuDeviceGetCount" => "int cuDeviceGetCount(int *n) { *n = 1; return 0; }\n".into(),
+        "cuDeviceGetName" => "int cuDeviceGetName(char *name) { *name = 'X'; return 0; }\n".into(),
+        "cuDeviceGetAttribute" => {
+            "int cuDeviceGetAttribute(int *value) { *value = 9; return 0; }\n".into()
+        }
+        _ => format!("int {name}() {{ return 34; }}\n"),
+    });
+    library(folder.path(), &broken);
     let output = Command::new(env!("CARGO_BIN_EXE_trimtab"))
         .args(["search", "--device", "auto", "--method", "sample", "--prompt", "x", "--base"])
         .args([&model("gpt2"), "--max-new-tokens", "2"])

@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
-use super::folder;
+use super::{folder, gpu};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::{CudaBackend, Device, Emulator, Launch};
 use trimtab::backend::{Backend, Heads, PoolShape};
@@ -27,8 +27,7 @@ macro_rules! on_every_backend {
         $body
         let $backend = Arc::new(CudaBackend::emulated(1).unwrap());
         $body
-        if std::env::var_os("TRIMTAB_TEST_DEVICE").is_some_and(|device| device == "cuda") {
-            let $backend = Arc::new(CudaBackend::open().unwrap());
+        if let Some($backend) = gpu() {
             $body
         }
     }};

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::folder;
+use super::{folder, gpu};
 use crate::oracle::Oracle;
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::CudaBackend;
@@ -83,8 +83,8 @@ fn rows_end<B: Backend>(backend: &Arc<B>) {
 fn rows_that_end_between_two_looks_stand_still() {
     rows_end(&Arc::new(CudaBackend::emulated(5).unwrap()));
     rows_end(&Arc::new(Oracle));
-    if std::env::var_os("TRIMTAB_TEST_DEVICE").is_some_and(|device| device == "cuda") {
-        rows_end(&Arc::new(CudaBackend::open().unwrap()));
+    if let Some(gpu) = gpu() {
+        rows_end(&gpu);
     }
 }
 
@@ -150,7 +150,7 @@ fn looks_make_no_difference<B: Backend>(backend: &Arc<B>) {
 fn responses_that_end_early_are_the_same_whenever_the_host_looks() {
     looks_make_no_difference(&Arc::new(CpuBackend::new(Some(1)).unwrap()));
     looks_make_no_difference(&Arc::new(CudaBackend::emulated(6).unwrap()));
-    if std::env::var_os("TRIMTAB_TEST_DEVICE").is_some_and(|device| device == "cuda") {
-        looks_make_no_difference(&Arc::new(CudaBackend::open().unwrap()));
+    if let Some(gpu) = gpu() {
+        looks_make_no_difference(&gpu);
     }
 }

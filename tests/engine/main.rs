@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use trimtab::backend::cuda::{CudaBackend, Driver};
 
 #[path = "../oracle/mod.rs"]
 mod oracle;
@@ -14,4 +17,10 @@ mod siblings;
 
 fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// The GPU, if `TRIMTAB_TEST_DEVICE` says that it is to be tested.
+fn gpu() -> Option<Arc<CudaBackend<Driver>>> {
+    let wanted = std::env::var_os("TRIMTAB_TEST_DEVICE").is_some_and(|device| device == "cuda");
+    wanted.then(|| Arc::new(CudaBackend::open().unwrap()))
 }

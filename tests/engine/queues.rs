@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::folder;
+use super::{folder, gpu};
 use trimtab::backend::cuda::CudaBackend;
 use trimtab::backend::{Backend, SampleRow};
 use trimtab::engine::{Engine, Limits, Model, Pair, Span};
@@ -236,8 +236,7 @@ fn check<B: Backend>(backends: &[Arc<B>]) {
 fn models_side_by_side_give_what_they_give_one_by_one() {
     let emulators = (0..ORDERS).map(|seed| Arc::new(CudaBackend::emulated(seed).unwrap()));
     check(&emulators.collect::<Vec<_>>());
-    if std::env::var_os("TRIMTAB_TEST_DEVICE").is_some_and(|device| device == "cuda") {
-        let gpu = Arc::new(CudaBackend::open().unwrap());
+    if let Some(gpu) = gpu() {
         check(&[gpu.clone(), gpu.clone(), gpu]);
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use super::folder;
+use super::{folder, gpu};
 use crate::oracle::Oracle;
 use trimtab::backend::Backend;
 use trimtab::backend::cpu::CpuBackend;
@@ -42,8 +42,8 @@ macro_rules! on_every_device {
         $test(&Arc::new(CpuBackend::new(Some(1)).unwrap()));
         $test(&Arc::new(CudaBackend::emulated(3).unwrap()));
         $test(&Arc::new(Oracle));
-        if std::env::var_os("TRIMTAB_TEST_DEVICE").is_some_and(|device| device == "cuda") {
-            $test(&Arc::new(CudaBackend::open().unwrap()));
+        if let Some(gpu) = gpu() {
+            $test(&gpu);
         }
     };
 }

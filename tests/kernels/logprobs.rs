@@ -20,8 +20,8 @@ fn targets(case: &Case, entries: &Listed) -> Vec<u32> {
     targets
 }
 
-/// Goal: log-softmax at the targets of one to four entries a row, for vocabularies of one entry, of one panel and of several
-/// tasks. The sum of exponentials has a relative error of a few f32 units per 16th term.
+/// Goal: log-softmax at the targets of one to four entries a row, for vocabularies of one token, of
+/// one panel and of several tasks. The sum of exponentials has a relative error of a few f32 units per 16th term.
 #[test]
 fn logprobs_agree_with_the_oracle() {
     on_every_backend!(|name, backend| {

@@ -44,10 +44,8 @@ pub struct Oracle;
 /// Each row with each of its entries.
 fn pairs(entries: &Entries<'_, Oracle>) -> Vec<(usize, usize)> {
     let of = |row| entries.starts.index(row)..entries.starts.index(row + 1);
-    (0..entries.rows)
-        .flat_map(|row| of(row).map(move |at| (row, at)))
-        .map(|(row, at)| (row, entries.list.index(at)))
-        .collect()
+    let each = |row| of(row).map(move |at| (row, entries.list.index(at)));
+    (0..entries.rows).flat_map(each).collect()
 }
 
 /// `x[row] · weight[output] + bias[output]`

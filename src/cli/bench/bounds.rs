@@ -73,10 +73,11 @@ impl SearchCost<'_> {
 
     /// Seconds to add `len` tokens to candidates that have `done`.
     pub fn expand(&self, done: usize, len: usize) -> f64 {
-        let step = |token| {
-            let rows = self.rows(done, token);
-            let attended = rows * (self.prompt + done + token);
-            Pass { rows, head_rows: rows, attended, distinct: self.distinct(done, token) }
+        let step = |token| Pass {
+            rows: self.rows(done, token),
+            head_rows: self.rows(done, token),
+            attended: self.attended(done, token),
+            distinct: self.distinct(done, token),
         };
         let works = (0..len).map(|token| Work::pass(self.base, step(token)));
         works.map(|work| self.machine.seconds(work)).sum()
@@ -85,8 +86,7 @@ impl SearchCost<'_> {
     /// Seconds to score them.
     pub fn score(&self, done: usize, len: usize) -> f64 {
         let rows = self.rows_scored(done, len);
-        let attended = |token| self.rows(done, token) * (self.prompt + done + token);
-        let attended = (0..len).map(attended).sum();
+        let attended = (0..len).map(|token| self.attended(done, token)).sum();
         let pass = Pass { rows, head_rows: rows, attended, distinct: self.distinct(done, len - 1) };
         self.guide.iter().map(|config| self.machine.seconds(Work::pass(config, pass))).sum()
     }
@@ -105,6 +105,11 @@ impl SearchCost<'_> {
                 (_, 0) => self.beam_width,
                 _ => self.candidates,
             }
+    }
+
+    /// Positions that these rows attend to, added up.
+    fn attended(&self, done: usize, token: usize) -> usize {
+        self.rows(done, token) * (self.prompt + done + token)
     }
 
     /// Cached positions while candidates are `len` tokens beyond the `done` ones of their beams.
