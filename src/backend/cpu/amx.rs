@@ -6,9 +6,10 @@
 //! values of `Isa` with AMX come from [`available`].
 
 use std::arch::asm;
-use std::arch::x86_64::__cpuid_count;
+use std::arch::x86_64::{__cpuid_count, _MM_HINT_T1, _mm_prefetch};
 use std::sync::OnceLock;
 
+use super::matmul::Row;
 use super::matrix::PANEL;
 use super::simd::LANES;
 use super::tiles::{TILE, Tiles};
@@ -118,14 +119,31 @@ impl Tiles for Amx {
     }
 
     #[inline(always)]
-    fn store<const T: usize>(&mut self, to: &mut [[f32; PANEL]], vector: usize) {
+    fn store<const T: usize>(&mut self, to: &mut [Row], vector: usize) {
         assert!(to.len() >= TILE && (vector + 1) * LANES <= PANEL, "16 rows of a panel");
-        let to = to.as_flattened_mut()[vector * LANES..].as_mut_ptr();
+        let to = to.as_mut_ptr().cast::<f32>().wrapping_add(vector * LANES);
         // SAFETY: see the module's head; 16 rows of 64 bytes lie within `to`.
         unsafe {
-            asm!("tilestored [{} + {}], tmm{}", in(reg) to, in(reg) PANEL * size_of::<f32>(),
+            asm!("tilestored [{} + {}], tmm{}", in(reg) to, in(reg) size_of::<Row>(),
                 const T, options(nostack));
         }
+    }
+
+    #[inline(always)]
+    fn resume<const T: usize>(&mut self, from: &[Row], vector: usize) {
+        assert!(from.len() >= TILE && (vector + 1) * LANES <= PANEL, "16 rows of a panel");
+        let from = from.as_ptr().cast::<f32>().wrapping_add(vector * LANES);
+        // SAFETY: see the module's head; 16 rows of 64 bytes lie within `from`.
+        unsafe {
+            asm!("tileloadd tmm{}, [{} + {}]", const T, in(reg) from,
+                in(reg) size_of::<Row>(), options(nostack));
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(address: *const bf16) {
+        // SAFETY: prefetching never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 }
 

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::CpuBackend;
 use super::buffer::Shared;
 use super::math::{LogSumExp, log_sum_exp};
-use super::matmul::{BLOCK, Sums, panel_sums, words};
+use super::matmul::{Sums, block_rows, panel_sums, words};
 use super::matrix::{Matrix, PANEL};
 use crate::backend::Entries;
 use crate::tensor::bf16;
@@ -32,6 +32,7 @@ pub fn logprobs(
     let tasks = head.panels().div_ceil(TASK_PANELS);
     // `[tasks, rows]`
     let mut partials = vec![LogSumExp::EMPTY; tasks * rows];
+    let block_rows = block_rows(cpu.isa);
     // The targets' logits at first.
     let target_logits = Shared::new(&mut *out);
     let run = |sums: &mut Sums, (task, partials): (usize, &mut [LogSumExp])| {
@@ -39,10 +40,9 @@ pub fn logprobs(
         for panel in first..head.panels().min(first + TASK_PANELS) {
             let output = panel * PANEL;
             let outputs = PANEL.min(head.outputs - output);
-            for first in (0..rows).step_by(BLOCK) {
-                panel_sums(cpu.isa, first..rows.min(first + BLOCK), &x, head, panel, sums);
-                for (offset, logits) in sums.iter().enumerate() {
-                    let row = first + offset;
+            for first in (0..rows).step_by(block_rows) {
+                let rows = first..rows.min(first + block_rows);
+                panel_sums(cpu.isa, rows, &x, head, panel, sums, |row, logits| {
                     for &entry in entries[row] {
                         let target = (targets[entry as usize] as usize).wrapping_sub(output);
                         if target < outputs {
@@ -52,7 +52,7 @@ pub fn logprobs(
                         }
                     }
                     partials[row] = log_sum_exp(cpu.isa, partials[row], &logits[..outputs]);
-                }
+                });
             }
         }
     };

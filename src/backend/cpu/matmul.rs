@@ -19,30 +19,43 @@ use super::simd::{LANES, Lanes};
 use super::tiles::{self, PortableTiles, TILE};
 use crate::tensor::bf16;
 
-/// Rows that run through one panel before the next panel is read.
-pub const BLOCK: usize = 96;
-
-// A block begins with a whole tile.
-const _: () = assert!(BLOCK.is_multiple_of(TILE));
+/// Rows that run through one panel before the next panel is read: tiles do it so fast that
+/// reading the panel would take longer than fewer rows.
+pub fn block_rows(isa: Isa) -> usize {
+    match isa {
+        // A block begins with a whole tile.
+        Isa::PortableTiles | Isa::Amx => 16 * TILE,
+        _ => 96,
+    }
+}
 
 /// Multiply-adds below which waking another thread costs more than it brings.
 const WORTH_A_THREAD: usize = 1 << 20;
 
-/// The sums of up to [`BLOCK`] rows and one panel of outputs, `[rows, PANEL]`.
-pub type Sums = Vec<[f32; PANEL]>;
+/// The sums of up to [`block_rows`] rows and one panel of outputs, `[rows, PANEL]`.
+pub type Sums = Vec<Row>;
+
+/// One row's sums of a panel: whole cache lines.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub struct Row(pub [f32; PANEL]);
+
+impl Row {
+    pub const ZERO: Self = Self([0.0; PANEL]);
+}
 
 thread_local! {
     /// Memory for [`words`], kept from op to op: new memory would have to be zeroed first.
     static SPARE: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
-/// See [`words`].
-pub struct Words<'a>(Cow<'a, [u32]>);
+/// See [`words`]; what is owned begins with a cache line, somewhere behind its memory's start.
+pub struct Words<'a>(Cow<'a, [u32]>, usize);
 
 impl Deref for Words<'_> {
     type Target = [u32];
     fn deref(&self) -> &[u32] {
-        &self.0
+        &self.0[self.1..]
     }
 }
 
@@ -70,20 +83,23 @@ pub fn words(isa: Isa, rows: usize, inputs: usize, x: &[bf16]) -> Words<'_> {
         // SAFETY: any two bf16 are a valid u32; `align_to` takes care of alignment.
         && let ([], words, []) = unsafe { x.align_to::<u32>() }
     {
-        return Words(Cow::Borrowed(words));
+        return Words(Cow::Borrowed(words), 0);
     }
     let width = padded_pairs * steps;
     let mut out = SPARE.take();
-    out.resize(out.len().max(padded_rows * width), 0);
+    // A tile's rows are as long as a cache line, and slow where they straddle two.
+    const LINE: usize = 64;
+    out.resize(out.len().max(padded_rows * width + LINE / size_of::<u32>()), 0);
+    let start = out.as_ptr().align_offset(LINE);
     let row = |(out, x): (&mut [u32], &[bf16])| row_words(isa, x, steps, out);
-    let (used, padding) = out[..padded_rows * width].split_at_mut(rows * width);
+    let (used, padding) = out[start..][..padded_rows * width].split_at_mut(rows * width);
     padding.fill(0);
     if x.len() < ROWS_WORTH_A_THREAD {
         used.chunks_mut(width).zip(x.chunks(inputs)).for_each(row);
     } else {
         used.par_chunks_mut(width).zip(x.par_chunks(inputs)).for_each(row);
     }
-    Words(Cow::Owned(out))
+    Words(Cow::Owned(out), start)
 }
 
 /// Inputs below which one thread turns them into words.
@@ -94,7 +110,7 @@ vectorized! {
     fn steps() -> usize = steps_of::<S>;
     /// One row's [`words`].
     fn row_words(x: &[bf16], steps: usize, out: &mut [u32]) = words_of;
-    /// The sums of `rows`, at most [`BLOCK`] of them, and one panel, in lanes.
+    /// The sums of `rows`, at most [`block_rows`] of them, and one panel, in lanes.
     fn lane_sums(
         rows: Range<usize>,
         x: &[u32],
@@ -145,16 +161,17 @@ pub fn matmul(
     write: impl Fn(usize, usize, &[f32]) + Sync,
 ) {
     let x = words(isa, rows, weight.inputs, x);
-    let blocks = rows.div_ceil(BLOCK);
+    let block_rows = block_rows(isa);
+    let blocks = rows.div_ceil(block_rows);
     let item = |sums: &mut Sums, index: usize| {
         let (panel, block) = (index / blocks, index % blocks);
-        let first = block * BLOCK;
-        panel_sums(isa, first..rows.min(first + BLOCK), &x, weight, panel, sums);
+        let first = block * block_rows;
+        let rows = first..rows.min(first + block_rows);
         let output = panel * PANEL;
         let outputs = PANEL.min(weight.outputs - output);
-        for (offset, sums) in sums.iter().enumerate() {
-            write(first + offset, output, &sums[..outputs]);
-        }
+        panel_sums(isa, rows, &x, weight, panel, sums, |row, sums| {
+            write(row, output, &sums[..outputs]);
+        });
     };
     let items = blocks * weight.panels();
     if rows * weight.inputs * weight.outputs < WORTH_A_THREAD {
@@ -166,7 +183,8 @@ pub fn matmul(
     }
 }
 
-/// The sums of `rows`, at most [`BLOCK`] of them, and one panel.
+/// Hands each of `rows`, at most [`block_rows`] of them, to `each` with its sums of one panel.
+/// `sums` is memory to compute them in.
 pub fn panel_sums(
     isa: Isa,
     rows: Range<usize>,
@@ -174,12 +192,16 @@ pub fn panel_sums(
     weight: &Matrix,
     panel: usize,
     sums: &mut Sums,
+    mut each: impl FnMut(usize, &[f32; PANEL]),
 ) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx => tiles::block::<Amx>(rows, x, weight, panel, sums),
-        Isa::PortableTiles => tiles::block::<PortableTiles>(rows, x, weight, panel, sums),
-        _ => lane_sums(isa, rows, x, weight, panel, sums),
+        Isa::Amx => tiles::block::<Amx>(rows, x, weight, panel, sums, each),
+        Isa::PortableTiles => tiles::block::<PortableTiles>(rows, x, weight, panel, sums, each),
+        _ => {
+            lane_sums(isa, rows.clone(), x, weight, panel, sums);
+            rows.zip(&*sums).for_each(|(row, sums)| each(row, &sums.0));
+        }
     }
 }
 
@@ -189,7 +211,7 @@ fn block<S: Lanes>(rows: Range<usize>, x: &[u32], weight: &Matrix, panel: usize,
     let width = pairs * S::STEPS;
     let x = &x[rows.start * width..rows.end * width];
     sums.clear();
-    sums.resize(rows.len(), [0.0; PANEL]);
+    sums.resize(rows.len(), Row::ZERO);
     for from in (0..pairs).step_by(BLOCK_PAIRS) {
         let weights = weight.block(panel, from);
         for (tile, sums) in sums.chunks_mut(S::ROWS).enumerate() {
@@ -212,7 +234,7 @@ fn tile_of<S: Lanes, const ROWS: usize>(
     x: &[u32],
     pairs: usize,
     weights: &[WeightPairs],
-    sums: &mut [[f32; PANEL]],
+    sums: &mut [Row],
 ) {
     if ROWS * VECTORS <= S::SUMS {
         pass::<S, ROWS, VECTORS>(x, pairs, weights, 0, sums);
@@ -235,7 +257,7 @@ fn pass<S: Lanes, const ROWS: usize, const COUNT: usize>(
     pairs: usize,
     weights: &[WeightPairs],
     vector: usize,
-    sums: &mut [[f32; PANEL]],
+    sums: &mut [Row],
 ) {
     assert_eq!(sums.len(), ROWS);
     let count = weights.len() / VECTORS;
@@ -245,7 +267,7 @@ fn pass<S: Lanes, const ROWS: usize, const COUNT: usize>(
     }
     let mut acc = [[S::splat(0.0); COUNT]; ROWS];
     for (acc, sums) in acc.iter_mut().zip(&*sums) {
-        for (acc, sum) in acc.iter_mut().zip(&sums.as_chunks::<LANES>().0[vector..]) {
+        for (acc, sum) in acc.iter_mut().zip(&sums.0.as_chunks::<LANES>().0[vector..]) {
             *acc = S::load(sum);
         }
     }
@@ -275,7 +297,7 @@ fn pass<S: Lanes, const ROWS: usize, const COUNT: usize>(
         }
     }
     for (acc, sums) in acc.into_iter().zip(sums) {
-        for (acc, sum) in acc.into_iter().zip(&mut sums.as_chunks_mut::<LANES>().0[vector..]) {
+        for (acc, sum) in acc.into_iter().zip(&mut sums.0.as_chunks_mut::<LANES>().0[vector..]) {
             acc.store(sum);
         }
     }

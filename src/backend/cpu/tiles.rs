@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::matmul::Sums;
+use super::matmul::{Row, Sums};
 use super::matrix::{BLOCK_PAIRS, Matrix, PANEL, VECTORS, WeightPairs};
 use super::simd::LANES;
 use crate::tensor::bf16;
@@ -28,7 +28,11 @@ pub trait Tiles {
     /// `C[row][output] += Σ A[row][pair] · B[pair][output]` over 16 pairs of bf16, sums in f32.
     fn dot<const C: usize, const A: usize, const B: usize>(&mut self);
     /// Stores a tile of sums into one vector of 16 rows of a panel.
-    fn store<const T: usize>(&mut self, to: &mut [[f32; PANEL]], vector: usize);
+    fn store<const T: usize>(&mut self, to: &mut [Row], vector: usize);
+    /// Loads a tile of sums that was stored so.
+    fn resume<const T: usize>(&mut self, from: &[Row], vector: usize);
+    /// Asks for the cache line at `address`, which need not be ours.
+    fn prefetch(address: *const bf16);
 }
 
 /// Pairs from one row of inputs to the next: whole steps.
@@ -36,8 +40,17 @@ pub fn stride(pairs: usize) -> usize {
     pairs.next_multiple_of(TILE)
 }
 
+/// Rows for which the weights come too slowly to be asked for beforehand as well: the processor
+/// does that better by itself.
+const FEW: usize = 6 * TILE;
+
+/// Vectors of outputs that are computed together.
+const TOGETHER: usize = 2;
+
 /// The sums of `rows`, which begin with a whole tile, and one panel; `x: [rows, stride]` with
-/// whole tiles of rows, zeros where there is nothing (see [`words`](super::matmul::words)).
+/// whole tiles of rows, zeros where there is nothing (see [`words`](super::matmul::words)). Each
+/// row's are handed to `each` as soon as they are there: what it does with them runs beside the
+/// tiles of the rows that follow.
 #[inline(always)]
 pub fn block<T: Tiles>(
     rows: Range<usize>,
@@ -45,75 +58,133 @@ pub fn block<T: Tiles>(
     weight: &Matrix,
     panel: usize,
     sums: &mut Sums,
+    mut each: impl FnMut(usize, &[f32; PANEL]),
 ) {
     let mut tiles = T::new();
     let (count, stride) = (rows.len(), 2 * stride(weight.pairs()));
     // SAFETY: a u32 is two bf16, any bits are one.
     let x = &unsafe { x.align_to::<bf16>() }.1[rows.start * stride..];
-    sums.clear();
-    sums.resize(count.next_multiple_of(TILE), [0.0; PANEL]);
-    for (index, sums) in sums.chunks_mut(2 * TILE).enumerate() {
-        let x = &x[index * 2 * TILE * stride..];
-        if sums.len() > TILE {
-            square::<T>(&mut tiles, x, stride, weight, panel, 0, sums);
-            square::<T>(&mut tiles, x, stride, weight, panel, 2, sums);
-        } else {
+    // All of it is written.
+    sums.resize(count.next_multiple_of(TILE), Row::ZERO);
+    if count <= FEW {
+        for (index, sums) in sums.chunks_mut(TILE).enumerate() {
+            let x = &x[index * TILE * stride..];
             strip::<T>(&mut tiles, x, stride, weight, panel, sums);
+            let rows = rows.clone().skip(index * TILE);
+            rows.zip(&*sums).for_each(|(row, sums)| each(row, &sums.0));
         }
+        return;
     }
-    sums.truncate(count);
-}
-
-/// Each step of a panel: its first pair, and the weights of its pairs for each vector.
-#[inline(always)]
-fn steps(weight: &Matrix, panel: usize, mut each: impl FnMut(usize, [&[WeightPairs]; VECTORS])) {
+    let squares = sums.len().div_ceil(2 * TILE);
     for from in (0..weight.pairs()).step_by(BLOCK_PAIRS) {
         let block = weight.block(panel, from);
-        let count = block.len() / VECTORS;
-        for step in (0..count).step_by(TILE) {
-            let pairs = step..count.min(step + TILE);
-            let mut vectors = [block; VECTORS];
-            for (vector, weights) in vectors.iter_mut().enumerate() {
-                *weights = &block[vector * count..][pairs.clone()];
+        let pairs = block.len() / VECTORS;
+        for vector in (0..VECTORS).step_by(TOGETHER) {
+            // 16 KiB, which stay in the first-level cache while all rows run through them; those
+            // that come next are asked for meanwhile.
+            let weights = &block[vector * pairs..][..TOGETHER * pairs];
+            let mut ahead = Ahead::new(weights, squares);
+            for (index, sums) in sums.chunks_mut(2 * TILE).enumerate() {
+                let x = &x[index * 2 * TILE * stride + 2 * from..];
+                if sums.len() > TILE {
+                    pass::<T, true>(&mut tiles, x, stride, weights, &mut ahead, sums, vector, from);
+                } else {
+                    pass::<T, false>(
+                        &mut tiles, x, stride, weights, &mut ahead, sums, vector, from,
+                    );
+                }
+                if from + pairs == weight.pairs() && vector + TOGETHER == VECTORS {
+                    let rows = rows.clone().skip(index * 2 * TILE);
+                    rows.zip(&*sums).for_each(|(row, sums)| each(row, &sums.0));
+                }
             }
-            each(from + step, vectors);
         }
     }
 }
 
-/// Two tiles of rows by two of outputs, from `vector` on.
+/// The weights behind some others, asked for piece by piece.
+struct Ahead {
+    next: *const bf16,
+    lines: usize,
+    lines_per_step: usize,
+}
+
+impl Ahead {
+    /// As many as `weights`, in as many pieces as `squares` take steps.
+    #[inline(always)]
+    fn new(weights: &[WeightPairs], squares: usize) -> Self {
+        let steps = squares * (weights.len() / TOGETHER).div_ceil(TILE);
+        let next = weights.as_ptr_range().end.cast();
+        // A line holds the weights of one pair.
+        Self { next, lines: weights.len(), lines_per_step: weights.len().div_ceil(steps) }
+    }
+
+    #[inline(always)]
+    fn step<T: Tiles>(&mut self) {
+        let lines = self.lines.min(self.lines_per_step);
+        for _ in 0..lines {
+            T::prefetch(self.next);
+            self.next = self.next.wrapping_add(2 * LANES);
+        }
+        self.lines -= lines;
+    }
+}
+
+/// Adds a block of pairs, the first being `from`, to the sums of one tile of rows or two by two of
+/// outputs, from `vector` on. `weights: [TOGETHER, pairs of the block]`
 #[inline(always)]
-fn square<T: Tiles>(
+#[allow(clippy::too_many_arguments)] // One call's worth of indices.
+fn pass<T: Tiles, const TWO: bool>(
     tiles: &mut T,
     x: &[bf16],
     stride: usize,
-    weight: &Matrix,
-    panel: usize,
+    weights: &[WeightPairs],
+    ahead: &mut Ahead,
+    sums: &mut [Row],
     vector: usize,
-    sums: &mut [[f32; PANEL]],
+    from: usize,
 ) {
-    tiles.zero::<0>();
-    tiles.zero::<1>();
-    tiles.zero::<2>();
-    tiles.zero::<3>();
-    steps(weight, panel, |pair, weights| {
-        tiles.load::<4>(&x[2 * pair..], stride);
-        tiles.load::<5>(&x[TILE * stride + 2 * pair..], stride);
-        load_weights::<T, 6>(tiles, weights[vector]);
-        load_weights::<T, 7>(tiles, weights[vector + 1]);
+    let (upper, lower) = sums.split_at_mut(TILE);
+    if from == 0 {
+        tiles.zero::<0>();
+        tiles.zero::<1>();
+        tiles.zero::<2>();
+        tiles.zero::<3>();
+    } else {
+        tiles.resume::<0>(upper, vector);
+        tiles.resume::<1>(upper, vector + 1);
+        if TWO {
+            tiles.resume::<2>(lower, vector);
+            tiles.resume::<3>(lower, vector + 1);
+        }
+    }
+    let (left, right) = weights.split_at(weights.len() / TOGETHER);
+    for (step, (left, right)) in left.chunks(TILE).zip(right.chunks(TILE)).enumerate() {
+        ahead.step::<T>();
+        let x = &x[step * 2 * TILE..];
+        tiles.load::<4>(x, stride);
+        if TWO {
+            tiles.load::<5>(&x[TILE * stride..], stride);
+        }
+        load_weights::<T, 6>(tiles, left);
+        load_weights::<T, 7>(tiles, right);
         tiles.dot::<0, 4, 6>();
         tiles.dot::<1, 4, 7>();
-        tiles.dot::<2, 5, 6>();
-        tiles.dot::<3, 5, 7>();
-    });
-    let (upper, lower) = sums.split_at_mut(TILE);
+        if TWO {
+            tiles.dot::<2, 5, 6>();
+            tiles.dot::<3, 5, 7>();
+        }
+    }
     tiles.store::<0>(upper, vector);
     tiles.store::<1>(upper, vector + 1);
-    tiles.store::<2>(lower, vector);
-    tiles.store::<3>(lower, vector + 1);
+    if TWO {
+        tiles.store::<2>(lower, vector);
+        tiles.store::<3>(lower, vector + 1);
+    }
 }
 
-/// One tile of rows by all four of outputs.
+/// One tile of rows by all four of outputs, which reads the weights in the order in which they lie:
+/// with few rows that is all it is about.
 #[inline(always)]
 fn strip<T: Tiles>(
     tiles: &mut T,
@@ -121,23 +192,31 @@ fn strip<T: Tiles>(
     stride: usize,
     weight: &Matrix,
     panel: usize,
-    sums: &mut [[f32; PANEL]],
+    sums: &mut [Row],
 ) {
     tiles.zero::<0>();
     tiles.zero::<1>();
     tiles.zero::<2>();
     tiles.zero::<3>();
-    steps(weight, panel, |pair, weights| {
-        tiles.load::<4>(&x[2 * pair..], stride);
-        load_weights::<T, 6>(tiles, weights[0]);
-        load_weights::<T, 7>(tiles, weights[1]);
-        tiles.dot::<0, 4, 6>();
-        tiles.dot::<1, 4, 7>();
-        load_weights::<T, 6>(tiles, weights[2]);
-        load_weights::<T, 7>(tiles, weights[3]);
-        tiles.dot::<2, 4, 6>();
-        tiles.dot::<3, 4, 7>();
-    });
+    for from in (0..weight.pairs()).step_by(BLOCK_PAIRS) {
+        let block = weight.block(panel, from);
+        let mut vectors = [block; VECTORS];
+        for (vector, weights) in vectors.iter_mut().zip(block.chunks(block.len() / VECTORS)) {
+            *vector = weights;
+        }
+        for step in (0..vectors[0].len()).step_by(TILE) {
+            let weights = vectors.map(|weights| &weights[step..weights.len().min(step + TILE)]);
+            tiles.load::<4>(&x[2 * (from + step)..], stride);
+            load_weights::<T, 6>(tiles, weights[0]);
+            load_weights::<T, 7>(tiles, weights[1]);
+            tiles.dot::<0, 4, 6>();
+            tiles.dot::<1, 4, 7>();
+            load_weights::<T, 6>(tiles, weights[2]);
+            load_weights::<T, 7>(tiles, weights[3]);
+            tiles.dot::<2, 4, 6>();
+            tiles.dot::<3, 4, 7>();
+        }
+    }
     tiles.store::<0>(sums, 0);
     tiles.store::<1>(sums, 1);
     tiles.store::<2>(sums, 2);
@@ -195,11 +274,21 @@ impl Tiles for PortableTiles {
         }
     }
 
-    fn store<const T: usize>(&mut self, to: &mut [[f32; PANEL]], vector: usize) {
+    fn store<const T: usize>(&mut self, to: &mut [Row], vector: usize) {
         for (row, words) in to.iter_mut().zip(&self.words[T]) {
-            for (sum, word) in row[vector * LANES..].iter_mut().zip(words) {
+            for (sum, word) in row.0[vector * LANES..].iter_mut().zip(words) {
                 *sum = f32::from_bits(*word);
             }
         }
     }
+
+    fn resume<const T: usize>(&mut self, from: &[Row], vector: usize) {
+        for (words, row) in self.words[T].iter_mut().zip(from) {
+            for (word, sum) in words.iter_mut().zip(&row.0[vector * LANES..]) {
+                *word = sum.to_bits();
+            }
+        }
+    }
+
+    fn prefetch(_address: *const bf16) {}
 }
