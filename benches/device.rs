@@ -85,9 +85,7 @@ fn run<B: Measured>(backend: &Arc<B>, args: &Args) -> Result<()> {
         let config = shape.config()?;
         let mut bench =
             Bench { backend, machine: &machine, fence: &fence, shape, config, rows: Vec::new() };
-        for count in [1, FEW, 64, 512] {
-            bench.products(count)?;
-        }
+        bench.products(&[1, FEW, 64, 160, 512])?;
         bench.rowwise(FEW)?;
         bench.head(FEW)?;
         bench.cache(FEW)?;
@@ -167,8 +165,8 @@ impl<B: Backend> Bench<'_, B> {
         Ok(())
     }
 
-    /// The matmuls of a layer, and the log-probabilities of given tokens.
-    fn products(&mut self, count: usize) -> Result<()> {
+    /// The matmuls of a layer, and the log-probabilities of given tokens, of so many rows each.
+    fn products(&mut self, counts: &[usize]) -> Result<()> {
         let backend = self.backend;
         let Config { heads, width, feed_forward, vocab, .. } = self.config;
         let gated = match self.config.activation {
@@ -178,34 +176,51 @@ impl<B: Backend> Bench<'_, B> {
         for (name, inputs, outputs) in
             [("matmul qkv", width, heads.qkv_width()), ("matmul up", width, gated * feed_forward)]
         {
-            let (x, weights) =
-                (self.numbers::<bf16>(count * inputs)?, self.matrices(outputs, inputs)?);
-            let mut out = self.numbers::<bf16>(count * outputs)?;
-            let bytes = 2 * (inputs * outputs + count * (inputs + outputs));
-            self.row(name, count, bytes, 2 * count * inputs * outputs, |turn| {
-                backend.matmul(count, &x, &weights[turn % weights.len()], None, &mut out)
-            })?;
+            let weights = self.matrices(outputs, inputs)?;
+            for &count in counts {
+                let x = self.numbers::<bf16>(count * inputs)?;
+                let mut out = self.numbers::<bf16>(count * outputs)?;
+                let bytes = 2 * (inputs * outputs + count * (inputs + outputs));
+                self.row(name, count, bytes, 2 * count * inputs * outputs, |turn| {
+                    backend.matmul(count, &x, &weights[turn % weights.len()], None, &mut out)
+                })?;
+            }
         }
         for (name, inputs) in
             [("matmul_add output", heads.query_width()), ("matmul_add down", feed_forward)]
         {
-            let (x, weights) =
-                (self.numbers::<bf16>(count * inputs)?, self.matrices(width, inputs)?);
-            let mut residual = self.numbers::<f32>(count * width)?;
-            let bytes = 2 * (inputs * width + count * inputs) + 8 * count * width;
-            self.row(name, count, bytes, 2 * count * inputs * width, |turn| {
-                backend.matmul_add(count, &x, &weights[turn % weights.len()], None, &mut residual)
+            let weights = self.matrices(width, inputs)?;
+            for &count in counts {
+                let x = self.numbers::<bf16>(count * inputs)?;
+                let mut residual = self.numbers::<f32>(count * width)?;
+                let bytes = 2 * (inputs * width + count * inputs) + 8 * count * width;
+                self.row(name, count, bytes, 2 * count * inputs * width, |turn| {
+                    let weight = &weights[turn % weights.len()];
+                    backend.matmul_add(count, &x, weight, None, &mut residual)
+                })?;
+            }
+        }
+        let weights = self.matrices(vocab, width)?;
+        for &count in counts {
+            let x = self.numbers::<bf16>(count * width)?;
+            let targets = self.upload(&vec![7; count])?;
+            let mut logprobs = self.numbers::<f32>(count)?;
+            let (starts, list) = self.own_entries(count)?;
+            self.row("logprobs", count, 2 * width * vocab, 2 * count * width * vocab, |turn| {
+                let head = &weights[turn % weights.len()];
+                let entries = Entries { rows: count, starts: &starts, list: &list };
+                backend.logprobs(&x, head, entries, &targets, &mut logprobs)
             })?;
         }
-        let (x, heads) = (self.numbers::<bf16>(count * width)?, self.matrices(vocab, width)?);
-        let targets = self.upload(&vec![7; count])?;
-        let mut logprobs = self.numbers::<f32>(count)?;
-        let (starts, list) = self.own_entries(count)?;
-        self.row("logprobs", count, 2 * width * vocab, 2 * count * width * vocab, |turn| {
-            let head = &heads[turn % heads.len()];
-            let entries = Entries { rows: count, starts: &starts, list: &list };
-            backend.logprobs(&x, head, entries, &targets, &mut logprobs)
-        })
+        for count in [1, FEW] {
+            let x = self.numbers::<bf16>(count * width)?;
+            let mut logits = self.numbers::<f32>(count * vocab)?;
+            let bytes = 2 * width * (vocab + count) + 4 * count * vocab;
+            self.row("logits", count, bytes, 2 * count * width * vocab, |turn| {
+                backend.logits(count, &x, &weights[turn % weights.len()], &mut logits)
+            })?;
+        }
+        Ok(())
     }
 
     /// What walks over rows.
@@ -261,34 +276,27 @@ impl<B: Backend> Bench<'_, B> {
     /// From the last activations to the next tokens.
     fn head(&mut self, count: usize) -> Result<()> {
         let backend = self.backend;
-        let Config { width, vocab, .. } = self.config;
-        for count in [1, count] {
-            let (x, heads) = (self.numbers::<bf16>(count * width)?, self.matrices(vocab, width)?);
-            let mut logits = self.numbers::<f32>(count * vocab)?;
-            let bytes = 2 * width * (vocab + count) + 4 * count * vocab;
-            self.row("logits", count, bytes, 2 * count * width * vocab, |turn| {
-                backend.logits(count, &x, &heads[turn % heads.len()], &mut logits)
-            })?;
-        }
+        let vocab = self.config.vocab;
         let (tuned, untuned) =
             (self.numbers::<f32>(count * vocab)?, self.numbers::<f32>(count * vocab)?);
         let mut logits = self.numbers::<f32>(count * vocab)?;
         self.row("add_guidance", count, 16 * count * vocab, 0, |_| {
             backend.add_guidance(count, vocab, 1e-9, &tuned, &untuned, &mut logits)
         })?;
-        let draws: Vec<SampleRow> = (0..count as u32)
-            .map(|candidate| SampleRow {
-                logits: candidate,
-                temperature: 0.7,
-                top_k: 50,
-                top_p: 1.0,
-                draw: Draw { candidate, ..Draw::default() },
-            })
-            .collect();
+        // As far apart as a model's, which keep no more than some hundred tokens.
+        let peaked = random(7, 15.0, count * vocab).into_iter().map(f32::from);
+        let peaked = self.upload(&peaked.collect::<Vec<_>>())?;
         let mut drawn = self.upload(&vec![0; count])?;
-        self.row("sample", count, 4 * count * vocab, 0, |_| {
-            backend.sample(&draws, vocab, &tuned, &mut drawn)
-        })?;
+        for (name, top_k, top_p) in [("sample top-k", 50, 1.0), ("sample top-p", 0, 0.9)] {
+            let row = |candidate| {
+                let draw = Draw { candidate, ..Draw::default() };
+                SampleRow { logits: candidate, temperature: 0.7, top_k, top_p, draw }
+            };
+            let draws: Vec<SampleRow> = (0..count as u32).map(row).collect();
+            self.row(name, count, 4 * count * vocab, 0, |_| {
+                backend.sample(&draws, vocab, &peaked, &mut drawn)
+            })?;
+        }
         let (tables, ends) = (self.upload(&vec![3; count * 64])?, self.upload(&[u32::MAX])?);
         let mut tokens = self.upload(&vec![0; count])?;
         let mut positions = self.upload(&vec![0; count])?;

@@ -1,7 +1,7 @@
 // softmax(scale · q · kᵀ) · v over pages, on tensor cores
 //
-// A block takes one K/V head and a tile of QUERIES (8, 16 or 32) queries: the heads that share the
-// K/V head, times consecutive rows of the batch, whatever sequences these belong to. A page that
+// A block takes one K/V head and a tile of up to QUERIES (8, 16 or 32) queries: the heads that share
+// the K/V head, times consecutive rows of the batch, whatever sequences these belong to. A page that
 // several of the tile's rows share is read once for all of them: the prompt's pages for all
 // candidates, a beam's for its successors. A page is 16 positions, the 16 rows of an mma:
 //

@@ -48,6 +48,19 @@ __device__ inline uint4 load_once(const void *address) {
 #endif
 }
 
+// A 16-byte load of what this kernel does not write and others of the processor read again.
+__device__ inline uint4 load_again(const void *address) {
+#ifdef TRIMTAB_EMULATOR
+  return *static_cast<const uint4 *>(address);
+#else
+  uint4 value;
+  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+      : "l"(address));
+  return value;
+#endif
+}
+
 // sums += a · b for a 16 x 16 times 16 x 8 tile of bf16 (mma.sync m16n8k16). With g = lane / 4 and
 // t = lane % 4: a[0], a[2] hold row g, a[1], a[3] row g + 8; b holds column g; sums[0], sums[1] are
 // (g, 2t), (g, 2t + 1), sums[2], sums[3] the same of row g + 8. Registers 0, 1 of a and 0 of b hold

@@ -1,45 +1,48 @@
 // out[e] = log softmax(x[r] · headᵀ)[targets[e]] for each entry e of each row r, with no
 // [rows, vocab] in memory
 //
-// logprobs_tiles: largest logit and sum of e^(logit - largest) of each row over each TILE of the
-// vocabulary, and the targets' logits where they pass by.
+// logprobs_narrow, logprobs_large: largest logit and sum of e^(logit - largest) of each row over each
+// 128 tokens of the vocabulary, and the targets' logits where they pass by. Both have warps of 64
+// outputs, so a row's bits are the same.
 // grid, block, shared: see product.cuh (many rows); moves 2 bytes per weight.
 // logprobs: the tiles of a row in a fixed order. grid: rows; block: THREADS.
 #include "product.cuh"
 
-extern "C" __global__ void __launch_bounds__(MANY_THREADS, 1)
-    logprobs_tiles(const LogprobsParams p) {
-  Tile tile;
+namespace {
+template <class T>
+__device__ __forceinline__ void sum_tiles(const LogprobsParams &p) {
+  static_assert(T::OUTPUTS == 128 && T::WARPS_ALONG == 2, "a row's bits are those of any tiling");
+  Sums<T> tile;
   product_many(p.product, tile);
-  // The stages' memory serves again, once all warps are done with it: [2 (warps), TILE rows].
+  // The stages' memory serves again, once all warps are done with it: [2 (warps), ROWS].
   SHARED(float, scratch);
-  float *maxima = scratch, *sums = scratch + 2 * TILE;
+  float *maxima = scratch, *sums = scratch + 2 * T::ROWS;
   unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   copy_wait<0>();
   __syncthreads();
 #pragma unroll
-  for (unsigned j = 0; j < WARP_ROWS; j++) {
+  for (unsigned j = 0; j < T::WIDE; j++) {
 #pragma unroll
     for (unsigned side = 0; side < 2; side++) {
-      unsigned row = Tile::row(j, side);
+      unsigned row = T::row(j, side);
       float most = -INFINITY;
 #pragma unroll
-      for (unsigned i = 0; i < WARP_OUTPUTS; i++) {
+      for (unsigned i = 0; i < T::HIGH; i++) {
 #pragma unroll
         for (unsigned k = side; k < 4; k += 2) {
-          unsigned output = Tile::output(i, k);
-          if (output >= p.product.outputs) tile.sums[i][j][k] = -INFINITY;
-          most = fmaxf(most, tile.sums[i][j][k]);
+          unsigned output = T::output(i, k);
+          if (output >= p.product.outputs) tile.of[i][j][k] = -INFINITY;
+          most = fmaxf(most, tile.of[i][j][k]);
         }
       }
       if (row < p.product.rows) {
         for (unsigned at = p.starts[row]; at < p.starts[row + 1]; at++) {
           unsigned entry = p.entries[at], target = p.targets[entry];
 #pragma unroll
-          for (unsigned i = 0; i < WARP_OUTPUTS; i++) {
+          for (unsigned i = 0; i < T::HIGH; i++) {
 #pragma unroll
             for (unsigned k = side; k < 4; k += 2) {
-              if (Tile::output(i, k) == target) p.out[entry] = tile.sums[i][j][k];
+              if (T::output(i, k) == target) p.out[entry] = tile.of[i][j][k];
             }
           }
         }
@@ -50,33 +53,39 @@ extern "C" __global__ void __launch_bounds__(MANY_THREADS, 1)
       }
       float sum = 0;
 #pragma unroll
-      for (unsigned i = 0; i < WARP_OUTPUTS; i++) {
+      for (unsigned i = 0; i < T::HIGH; i++) {
 #pragma unroll
         for (unsigned k = side; k < 4; k += 2) {
-          if (most > -INFINITY) sum += expf(tile.sums[i][j][k] - most);
+          if (most > -INFINITY) sum += expf(tile.of[i][j][k] - most);
         }
       }
       for (unsigned distance = 4; distance < 32; distance *= 2) {
         sum += __shfl_xor_sync(ALL_LANES, sum, distance);
       }
       if (lane / 4 == 0) {
-        unsigned line = row - blockIdx.y * TILE;
-        maxima[warp % 2 * TILE + line] = most;
-        sums[warp % 2 * TILE + line] = sum;
+        unsigned line = row - blockIdx.y * T::ROWS;
+        maxima[warp % 2 * T::ROWS + line] = most;
+        sums[warp % 2 * T::ROWS + line] = sum;
       }
     }
   }
   __syncthreads();
-  unsigned row = blockIdx.y * TILE + threadIdx.x;
-  if (threadIdx.x < TILE && row < p.product.rows) {
-    float a = maxima[threadIdx.x], b = maxima[TILE + threadIdx.x];
+  unsigned row = blockIdx.y * T::ROWS + threadIdx.x;
+  if (threadIdx.x < T::ROWS && row < p.product.rows) {
+    float a = maxima[threadIdx.x], b = maxima[T::ROWS + threadIdx.x];
     // The first half of a tile is never empty, so `most` is a number (or the model is broken).
     float most = fmaxf(a, b);
     size_t at = size_t(row) * p.tiles + blockIdx.x;
     p.maxima[at] = most;
-    p.sums[at] = sums[threadIdx.x] * expf(a - most) + sums[TILE + threadIdx.x] * expf(b - most);
+    p.sums[at] = sums[threadIdx.x] * expf(a - most) + sums[T::ROWS + threadIdx.x] * expf(b - most);
   }
 }
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(Narrow::THREADS, Narrow::RESIDENT)
+    logprobs_narrow(const LogprobsParams p) { sum_tiles<Narrow>(p); }
+extern "C" __global__ void __launch_bounds__(Large::THREADS, Large::RESIDENT)
+    logprobs_large(const LogprobsParams p) { sum_tiles<Large>(p); }
 
 extern "C" __global__ void logprobs(const LogprobsParams p) {
   SHARED(float, scratch);

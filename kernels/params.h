@@ -141,6 +141,7 @@ typedef struct AttentionParams {
   unsigned table_stride;
   unsigned window; /* positions that a row sees at most; 0: all */
   unsigned splits; /* of the longest row */
+  unsigned tile;   /* queries of a block, at most those of its kernel */
   float scale;
 } AttentionParams;
 

@@ -13,7 +13,7 @@
 
 #include "common.cuh"
 
-constexpr unsigned SLICES = 4;
+constexpr unsigned SLICES = 8;
 constexpr unsigned DEPTH = 32;  // positions of the inner dimension that are taken together
 
 // Whole steps of DEPTH in one slice.
@@ -21,19 +21,26 @@ __device__ inline unsigned slice_steps(unsigned inputs) {
   return div_up(div_up(inputs, DEPTH), SLICES);
 }
 
-// 8 numbers of a row from position `at` on; zeros beyond the row's end. Rows whose length is no
-// multiple of 8 are not aligned and are read number by number.
+// Rows whose length is a multiple of 8 begin at multiples of 16 bytes; the others are read number by
+// number.
+constexpr unsigned CHUNK = 8;
+
+// 8 numbers of a row from position `at` on; zeros beyond the row's end. What is read ONCE does not
+// go to the L1, which is for what others of the processor read again.
+template <bool ALIGNED, bool ONCE = true>
 __device__ inline uint4 load_eight(const bf16 *row, unsigned at, unsigned inputs) {
-  if (inputs % 8 == 0) {
-    return at < inputs ? load_once(row + at) : uint4{0, 0, 0, 0};
+  if constexpr (ALIGNED) {
+    if (at >= inputs) return uint4{0, 0, 0, 0};
+    return ONCE ? load_once(row + at) : load_again(row + at);
+  } else {
+    unsigned words[4];
+    for (unsigned i = 0; i < 4; i++) {
+      unsigned low = at + 2 * i < inputs ? row[at + 2 * i].bits : 0;
+      unsigned high = at + 2 * i + 1 < inputs ? row[at + 2 * i + 1].bits : 0;
+      words[i] = low | high << 16;
+    }
+    return uint4{words[0], words[1], words[2], words[3]};
   }
-  unsigned words[4];
-  for (unsigned i = 0; i < 4; i++) {
-    unsigned low = at + 2 * i < inputs ? row[at + 2 * i].bits : 0;
-    unsigned high = at + 2 * i + 1 < inputs ? row[at + 2 * i + 1].bits : 0;
-    words[i] = low | high << 16;
-  }
-  return uint4{words[0], words[1], words[2], words[3]};
 }
 
 // The two mma's of one step: `upper` and `lower` are the weights' rows g and g + 8.
@@ -45,16 +52,20 @@ __device__ inline void mma_step(float (&sums)[4], uint4 upper, uint4 lower, uint
 // ---- few rows: each weight is read once, from memory to registers ----
 //
 // grid: outputs / 16 x rows / (8 * TILES); block: SLICES warps, a slice each. Bound by the weights'
-// bytes: AHEAD steps (2 x 16 bytes a thread each) are under way before the first is used.
+// bytes: 4 steps (2 x 16 bytes a thread each) are under way before the first is used. The rows of x
+// are the same for all blocks of a processor, which find them in the L1.
 
 constexpr unsigned FEW_THREADS = SLICES * 32;
 constexpr unsigned FEW_OUTPUTS = 16;
-constexpr unsigned AHEAD = 4;
+// Blocks that a processor should hold at a time.
+__host__ __device__ constexpr unsigned few_resident(unsigned tiles) { return tiles <= 2 ? 3 : 2; }
 
-// Calls store(row, output, sum) for all rows and outputs of the block.
-template <unsigned TILES, class Store>
-__device__ void product_few(const ProductParams &p, Store store) {
+template <unsigned TILES, bool ALIGNED, class Store>
+__device__ __forceinline__ void product_few(const ProductParams &p, Store store) {
   SHARED(float, slices);  // [SLICES, FEW_OUTPUTS, TILES * 8]
+  // Steps under way: as many of x as there are registers for.
+  constexpr unsigned AHEAD = ALIGNED ? 4 : 1;
+  constexpr unsigned X_AHEAD = !ALIGNED ? 1 : TILES == 1 ? 4 : TILES == 2 ? 2 : 1;
   unsigned lane = threadIdx.x % 32, slice = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
   unsigned first_output = blockIdx.x * FEW_OUTPUTS, first_row = blockIdx.y * TILES * 8;
   // Rows and outputs beyond the end repeat the last one; their sums are not stored.
@@ -67,149 +78,214 @@ __device__ void product_few(const ProductParams &p, Store store) {
     x_rows[tile] = p.x + size_t(min(first_row + tile * 8 + group, p.rows - 1)) * p.inputs;
   }
   unsigned steps = slice_steps(p.inputs), first = slice * steps;
-  auto position = [&](unsigned step) { return (first + step) * DEPTH + quad * 8; };
+  uint4 upper[AHEAD], lower[AHEAD], x[X_AHEAD][TILES];
+  auto load_weights = [&](unsigned step, unsigned i) {
+    unsigned at = (first + step) * DEPTH + quad * 8, end = step < steps ? p.inputs : 0;
+    upper[i] = load_eight<ALIGNED, true>(upper_row, at, end);
+    lower[i] = load_eight<ALIGNED, true>(lower_row, at, end);
+  };
+  auto load_x = [&](unsigned step, unsigned i) {
+    unsigned at = (first + step) * DEPTH + quad * 8, end = step < steps ? p.inputs : 0;
+#pragma unroll
+    for (unsigned tile = 0; tile < TILES; tile++) {
+      x[i][tile] = load_eight<ALIGNED, false>(x_rows[tile], at, end);
+    }
+  };
 
   float sums[TILES][4] = {};
-  uint4 upper[AHEAD], lower[AHEAD];
 #pragma unroll
-  for (unsigned i = 0; i < AHEAD; i++) {
-    upper[i] = load_eight(upper_row, position(i), i < steps ? p.inputs : 0);
-    lower[i] = load_eight(lower_row, position(i), i < steps ? p.inputs : 0);
-  }
+  for (unsigned i = 0; i < AHEAD; i++) load_weights(i, i);
+#pragma unroll
+  for (unsigned i = 0; i < X_AHEAD; i++) load_x(i, i);
   for (unsigned start = 0; start < steps; start += AHEAD) {
 #pragma unroll
     for (unsigned i = 0; i < AHEAD; i++) {
       unsigned step = start + i;
       if (step < steps) {
+#pragma unroll
         for (unsigned tile = 0; tile < TILES; tile++) {
-          mma_step(sums[tile], upper[i], lower[i],
-                   load_eight(x_rows[tile], position(step), p.inputs));
+          mma_step(sums[tile], upper[i], lower[i], x[i % X_AHEAD][tile]);
         }
       }
-      if (step + AHEAD < steps) {
-        upper[i] = load_eight(upper_row, position(step + AHEAD), p.inputs);
-        lower[i] = load_eight(lower_row, position(step + AHEAD), p.inputs);
-      }
+      if (step + AHEAD < steps) load_weights(step + AHEAD, i);
+      if (step + X_AHEAD < steps) load_x(step + X_AHEAD, i % X_AHEAD);
     }
   }
 
   constexpr unsigned WIDTH = TILES * 8;
   float *mine = slices + slice * FEW_OUTPUTS * WIDTH;
+#pragma unroll
   for (unsigned tile = 0; tile < TILES; tile++) {
+#pragma unroll
     for (unsigned i = 0; i < 4; i++) {
       unsigned output = group + i / 2 * 8, row = tile * 8 + 2 * quad + i % 2;
       mine[output * WIDTH + row] = sums[tile][i];
     }
   }
   __syncthreads();
-  for (unsigned i = threadIdx.x; i < FEW_OUTPUTS * WIDTH; i += blockDim.x) {
+  for (unsigned i = threadIdx.x; i < FEW_OUTPUTS * WIDTH; i += FEW_THREADS) {
     unsigned row = first_row + i / FEW_OUTPUTS, output = first_output + i % FEW_OUTPUTS;
     const float *part = slices + i % FEW_OUTPUTS * WIDTH + i / FEW_OUTPUTS;
     float sum = part[0];
+#pragma unroll
     for (unsigned other = 1; other < SLICES; other++) sum += part[other * FEW_OUTPUTS * WIDTH];
     if (row < p.rows && output < p.outputs) store(row, output, sum);
   }
 }
 
+// Calls store(row, output, sum) for all rows and outputs of the block.
+template <unsigned TILES, class Store>
+__device__ void product_few(const ProductParams &p, Store store) {
+  if (p.inputs % CHUNK == 0) {
+    product_few<TILES, true>(p, store);
+  } else {
+    product_few<TILES, false>(p, store);
+  }
+}
+
 // ---- many rows: tiles through shared memory ----
 //
-// grid: outputs / TILE x rows / TILE; block: 8 warps, 2 along the outputs by 4 along the rows;
-// STAGES tiles of DEPTH positions are under way at a time. Bound by arithmetic.
+// grid: outputs / OUTPUTS x rows / ROWS; block: warps of WARP_OUTPUTS outputs and 32 rows each.
+// STAGES tiles of two steps are under way at a time. Bound by arithmetic, and by shared memory, of
+// which a warp reads 12 x 512 bytes for 64 mma's.
 
-constexpr unsigned TILE = 128;
-constexpr unsigned STAGES = 4;
-constexpr unsigned MANY_THREADS = 256;
-constexpr unsigned WARP_OUTPUTS = 4;  // mma tiles of 16
-constexpr unsigned WARP_ROWS = 4;     // mma tiles of 8
+template <unsigned OUTPUTS_, unsigned ROWS_, unsigned WARP_OUTPUTS>
+struct Tiling {
+  static constexpr unsigned OUTPUTS = OUTPUTS_, ROWS = ROWS_, LINES = OUTPUTS + ROWS, STAGES = 4;
+  // Blocks that a processor should hold at a time.
+  static constexpr unsigned RESIDENT = LINES == 256 ? 1 : LINES == 192 ? 2 : 3;
+  static constexpr unsigned WARPS_ALONG = OUTPUTS / WARP_OUTPUTS;
+  static constexpr unsigned THREADS = WARPS_ALONG * (ROWS / 32) * 32;
+  // mma tiles of a warp: of 16 outputs, of 8 rows.
+  static constexpr unsigned HIGH = WARP_OUTPUTS / 16, WIDE = 4;
+  // 16-byte chunks of a step, [LINES, 4], and of a stage.
+  static constexpr unsigned STEP = LINES * 4, STAGE = 2 * STEP;
+  // Chunks of a stage that each thread copies, and how many lines these are apart.
+  static constexpr unsigned COPIES = STAGE / THREADS, APART = THREADS / 8;
 
-// A warp's part of the block's tile: sums[i][j] belongs to outputs 16 i and rows 8 j.
-struct Tile {
-  float sums[WARP_OUTPUTS][WARP_ROWS][4];
-
-  // Where sums[i][j][part] lies in the matrix.
-  __device__ static unsigned output(unsigned i, unsigned part) {
+  // Where the thread's sums lie: tile (i, j), number k.
+  __device__ static unsigned output(unsigned i, unsigned k) {
     unsigned warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4;
-    return blockIdx.x * TILE + warp % 2 * 64 + i * 16 + part / 2 * 8 + group;
+    return blockIdx.x * OUTPUTS + warp % WARPS_ALONG * WARP_OUTPUTS + i * 16 + k / 2 * 8 + group;
   }
-  __device__ static unsigned row(unsigned j, unsigned part) {
+  __device__ static unsigned row(unsigned j, unsigned k) {
     unsigned warp = threadIdx.x / 32, quad = threadIdx.x % 4;
-    return blockIdx.y * TILE + warp / 2 * 32 + j * 8 + 2 * quad + part % 2;
+    return blockIdx.y * ROWS + warp / WARPS_ALONG * 32 + j * 8 + 2 * quad + k % 2;
   }
 };
 
-// Starts the copies of one step: TILE rows of weights, then TILE rows of x, 4 x 16 bytes each.
-__device__ inline void start_step(const ProductParams &p, unsigned step, uint4 *stage) {
-  for (unsigned i = threadIdx.x; i < 2 * TILE * 4; i += blockDim.x) {
-    unsigned at = step * DEPTH + i % 4 * 8, line = i / 4 % TILE;
-    bool weights = i < TILE * 4;
-    unsigned row = (weights ? blockIdx.x : blockIdx.y) * TILE + line;
-    bool inside = row < (weights ? p.outputs : p.rows) && at < p.inputs;
-    const bf16 *from = (weights ? p.weight : p.x) + (inside ? size_t(row) * p.inputs : 0);
-    if (p.inputs % 8 == 0) {
-      copy_async(stage + i, from + (inside ? at : 0), inside);
-    } else {
-      stage[i] = inside ? load_eight(from, at, p.inputs) : uint4{0, 0, 0, 0};
+// The one for arithmetic, one for fewer rows, and one that gives small products more blocks.
+using Large = Tiling<128, 128, 64>;
+using Narrow = Tiling<128, 64, 64>;
+using Small = Tiling<64, 64, 32>;
+
+// A warp's part of the block's tile: sums[i][j] belongs to 16 outputs and 8 rows.
+template <class T>
+struct Sums {
+  float of[T::HIGH][T::WIDE][4];
+};
+
+template <class T, bool ALIGNED>
+__device__ __forceinline__ void product_many(const ProductParams &p, Sums<T> &total) {
+  SHARED(uint4, stages);  // [STAGES, 2 steps, LINES (weights, then x), 4]
+  unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // Within a step, the lane's weights begin here, its x there. 8 lanes read 128 bytes in a row.
+  unsigned weights_at = warp % T::WARPS_ALONG * T::HIGH * 64 + lane;
+  unsigned x_at = T::OUTPUTS * 4 + warp / T::WARPS_ALONG * 128 + lane;
+  unsigned per_slice = slice_steps(p.inputs), steps = div_up(p.inputs, DEPTH);
+  unsigned stage_count = div_up(steps, 2);
+
+  // The thread copies this part (8 numbers) of each APARTth line.
+  unsigned first_line = threadIdx.x / 8, part = threadIdx.x % 8;
+  const bf16 *lines[T::COPIES];
+  unsigned inside = 0;  // bits: lines that there are
+#pragma unroll
+  for (unsigned i = 0; i < T::COPIES; i++) {
+    unsigned line = first_line + i * T::APART;
+    bool weights = line < T::OUTPUTS;
+    unsigned row = weights ? blockIdx.x * T::OUTPUTS + line
+                           : blockIdx.y * T::ROWS + line - T::OUTPUTS;
+    bool exists = row < (weights ? p.outputs : p.rows);
+    inside |= unsigned(exists) << i;
+    lines[i] = (weights ? p.weight : p.x) + (exists ? size_t(row) * p.inputs : 0);
+  }
+  uint4 *place = stages + part / 4 * T::STEP + first_line * 4 + part % 4;
+  auto copy_stage = [&](unsigned index) {
+    unsigned at = index * 2 * DEPTH + part * 8;
+    uint4 *to = place + index % T::STAGES * T::STAGE;
+#pragma unroll
+    for (unsigned i = 0; i < T::COPIES; i++) {
+      bool valid = at < p.inputs && (inside >> i & 1);
+      if constexpr (ALIGNED) {
+        copy_async(to + i * T::APART * 4, lines[i] + (valid ? at : 0), valid);
+      } else {
+        to[i * T::APART * 4] = load_eight<false>(lines[i], at, valid ? p.inputs : 0);
+      }
+    }
+  };
+
+  total = Sums<T>{};
+  Sums<T> slice{};
+  for (unsigned i = 0; i < T::STAGES - 1; i++) {
+    if (i < stage_count) copy_stage(i);
+    copy_commit();
+  }
+  unsigned left = per_slice;
+  for (unsigned index = 0; index < stage_count; index++) {
+    copy_wait<T::STAGES - 2>();
+    __syncthreads();
+    if (index + T::STAGES - 1 < stage_count) copy_stage(index + T::STAGES - 1);
+    copy_commit();
+#pragma unroll
+    for (unsigned half = 0; half < 2; half++) {
+      if (2 * index + half >= steps) break;
+      const uint4 *step = stages + index % T::STAGES * T::STAGE + half * T::STEP;
+      uint4 x[T::WIDE];
+#pragma unroll
+      for (unsigned j = 0; j < T::WIDE; j++) x[j] = step[x_at + j * 32];
+#pragma unroll
+      for (unsigned i = 0; i < T::HIGH; i++) {
+        uint4 upper = step[weights_at + i * 64], lower = step[weights_at + i * 64 + 32];
+#pragma unroll
+        for (unsigned j = 0; j < T::WIDE; j++) mma_step(slice.of[i][j], upper, lower, x[j]);
+      }
+      if (--left == 0 || 2 * index + half + 1 == steps) {
+        left = per_slice;
+#pragma unroll
+        for (unsigned i = 0; i < T::HIGH; i++)
+#pragma unroll
+          for (unsigned j = 0; j < T::WIDE; j++)
+#pragma unroll
+            for (unsigned k = 0; k < 4; k++) {
+              total.of[i][j][k] += slice.of[i][j][k];
+              slice.of[i][j][k] = 0;
+            }
+      }
     }
   }
 }
 
-__device__ inline void product_many(const ProductParams &p, Tile &total) {
-  SHARED(uint4, stages);  // [STAGES, 2 (weights, x), TILE, 4]
-  constexpr unsigned STAGE = 2 * TILE * 4;
-  unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  // Within a stage, the lane's weights begin here, its x there. 8 lanes read 128 bytes in a row.
-  unsigned weights_at = (warp % 2 * 64 + lane / 4) * 4 + lane % 4;
-  unsigned x_at = (TILE + warp / 2 * 32 + lane / 4) * 4 + lane % 4;
-  unsigned per_slice = slice_steps(p.inputs), steps = div_up(p.inputs, DEPTH);
-  total = Tile{};
-  Tile part{};
-  for (unsigned step = 0; step < STAGES - 1; step++) {
-    if (step < steps) start_step(p, step, stages + step * STAGE);
-    copy_commit();
-  }
-  for (unsigned step = 0; step < steps; step++) {
-    copy_wait<STAGES - 2>();
-    __syncthreads();
-    unsigned next = step + STAGES - 1;
-    if (next < steps) start_step(p, next, stages + next % STAGES * STAGE);
-    copy_commit();
-
-    const uint4 *stage = stages + step % STAGES * STAGE;
-    uint4 x[WARP_ROWS];
-#pragma unroll
-    for (unsigned j = 0; j < WARP_ROWS; j++) x[j] = stage[x_at + j * 8 * 4];
-#pragma unroll
-    for (unsigned i = 0; i < WARP_OUTPUTS; i++) {
-      uint4 upper = stage[weights_at + i * 16 * 4], lower = stage[weights_at + (i * 16 + 8) * 4];
-#pragma unroll
-      for (unsigned j = 0; j < WARP_ROWS; j++) mma_step(part.sums[i][j], upper, lower, x[j]);
-    }
-    if ((step + 1) % per_slice == 0 || step + 1 == steps) {
-#pragma unroll
-      for (unsigned i = 0; i < WARP_OUTPUTS; i++)
-#pragma unroll
-        for (unsigned j = 0; j < WARP_ROWS; j++)
-#pragma unroll
-          for (unsigned k = 0; k < 4; k++) {
-            total.sums[i][j][k] += part.sums[i][j][k];
-            part.sums[i][j][k] = 0;
-          }
-    }
+template <class T>
+__device__ __forceinline__ void product_many(const ProductParams &p, Sums<T> &total) {
+  if (p.inputs % CHUNK == 0) {
+    product_many<T, true>(p, total);
+  } else {
+    product_many<T, false>(p, total);
   }
 }
 
 // Calls store(row, output, sum) for all rows and outputs of the block.
-template <class Store>
+template <class T, class Store>
 __device__ void product_many(const ProductParams &p, Store store) {
-  Tile tile;
-  product_many(p, tile);
+  Sums<T> sums;
+  product_many(p, sums);
 #pragma unroll
-  for (unsigned i = 0; i < WARP_OUTPUTS; i++)
+  for (unsigned i = 0; i < T::HIGH; i++)
 #pragma unroll
-    for (unsigned j = 0; j < WARP_ROWS; j++)
+    for (unsigned j = 0; j < T::WIDE; j++)
 #pragma unroll
       for (unsigned k = 0; k < 4; k++) {
-        unsigned row = Tile::row(j, k), output = Tile::output(i, k);
-        if (row < p.rows && output < p.outputs) store(row, output, tile.sums[i][j][k]);
+        unsigned row = T::row(j, k), output = T::output(i, k);
+        if (row < p.rows && output < p.outputs) store(row, output, sums.of[i][j][k]);
       }
 }

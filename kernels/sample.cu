@@ -6,14 +6,23 @@
 // exceeds the draw times the kept mass. Sums are f64, in an order fixed by the vocabulary: each
 // warp has a range of it, lanes side by side.
 //
-// grid: rows; block: SAMPLE_THREADS; shared: the bins of a histogram. Passes over the row's logits
-// (4 bytes each, from the cache after the first): 1 if greedy, else 3, + 3 for top_k, + 33 for
-// top_p.
+// What top_k or top_p can keep mostly lies near the largest logit and is little: it is listed in
+// shared memory, in id order, and the rest is done with the list as the row.
+//
+// grid: rows; block: SAMPLE_THREADS; shared: Scratch. Passes over the row's logits (4 bytes each, from
+// the cache after the first): 2 if greedy, 3 with top_k, 4 with top_p, 4 with neither; where the list
+// does not do, 3 more for top_k and 34 for top_p.
 #include "common.cuh"
 
 constexpr unsigned SAMPLE_THREADS = 512;
 constexpr unsigned SAMPLE_WARPS = SAMPLE_THREADS / 32;
 constexpr unsigned BINS = 2048;
+// Logits that a thread loads before it looks at the first.
+constexpr unsigned UNDER_WAY = 16;
+// Tokens of a list.
+constexpr unsigned LISTED = 1024;
+// The bins of a list are as wide as 1 / 64 of a logit.
+constexpr float BINS_PER_LOGIT = 64;
 
 namespace {
 
@@ -40,6 +49,15 @@ __device__ inline unsigned philox(const SampleRowParams &row) {
   return c0;
 }
 
+struct Scratch {
+  double sums[SAMPLE_WARPS];
+  unsigned counts[SAMPLE_WARPS];
+  unsigned bins[BINS + 2];  // and two results
+  unsigned listed;
+  unsigned unordered_ids[LISTED], ids[LISTED];
+  float unordered[LISTED], logits[LISTED];
+};
+
 // One row's distribution: what of it is kept.
 struct Row {
   const float *logits;
@@ -55,16 +73,98 @@ struct Row {
     return x > -87 ? double(expf(x)) : 0;
   }
 
+  __device__ void take(const float *from, unsigned count) {
+    logits = from;
+    vocab = count;
+    // Whole steps of 32 per warp.
+    unsigned range = div_up(count, SAMPLE_THREADS) * 32;
+    begin = min(threadIdx.x / 32 * range, count);
+    end = min(begin + range, count);
+  }
+
+  // Calls f(token, logit) for the lane's part of the warp's range, in order.
+  template <class F>
+  __device__ void each(F f) const {
+    for (unsigned first = begin + threadIdx.x % 32; first < end; first += 32 * UNDER_WAY) {
+      float under_way[UNDER_WAY];
+#pragma unroll
+      for (unsigned i = 0; i < UNDER_WAY; i++) {
+        if (first + 32 * i < end) under_way[i] = logits[first + 32 * i];
+      }
+#pragma unroll
+      for (unsigned i = 0; i < UNDER_WAY; i++) {
+        if (first + 32 * i < end) f(first + 32 * i, under_way[i]);
+      }
+    }
+  }
+
   // The block's sum of f(logit, key) over all tokens.
   template <class T, class F>
   __device__ T sum(T *scratch, F f) const {
     T mine = 0;
-    for (unsigned i = begin + threadIdx.x % 32; i < end; i += 32) {
-      mine += f(logits[i], key_of(logits[i]));
-    }
+    each([&](unsigned, float logit) { mine += f(logit, key_of(logit)); });
     return block_reduce<Add>(mine, scratch);
   }
 };
+
+// Lists the tokens with the largest logits: at least `top_k` and all tied with the last of them, or, if
+// that is 0, as many as fit. False if that is not to be had.
+__device__ bool list_largest(const Row &row, unsigned top_k, Scratch &scratch) {
+  auto bin_of = [&](float logit) {
+    float bin = (row.max - logit) * BINS_PER_LOGIT;
+    return bin < BINS - 1 ? unsigned(bin) : BINS - 1;
+  };
+  for (unsigned i = threadIdx.x; i < BINS; i += SAMPLE_THREADS) scratch.bins[i] = 0;
+  if (threadIdx.x == 0) scratch.listed = 0;
+  __syncthreads();
+  row.each([&](unsigned, float logit) { atomicAdd(&scratch.bins[bin_of(logit)], 1u); });
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    // 64 bins a lane; how many tokens lie in its own and those before.
+    constexpr unsigned PER_LANE = BINS / 32;
+    unsigned lane = threadIdx.x, first = lane * PER_LANE, count = 0;
+    for (unsigned i = 0; i < PER_LANE; i++) count += scratch.bins[first + i];
+    unsigned upto = count;
+    for (unsigned distance = 1; distance < 32; distance *= 2) {
+      unsigned other = __shfl_up_sync(ALL_LANES, upto, distance);
+      if (lane >= distance) upto += other;
+    }
+    // Bins that are listed: up to the one in which top_k is reached, or before the one that
+    // overflows.
+    unsigned limit = top_k > 0 ? top_k : LISTED + 1, running = upto - count;
+    if (running < limit && limit <= upto) {
+      unsigned bin = first;
+      while (running + scratch.bins[bin] < limit) running += scratch.bins[bin++];
+      if (top_k > 0) running += scratch.bins[bin++];
+      scratch.bins[BINS] = bin;
+      scratch.bins[BINS + 1] = running;
+    }
+    if (lane == 31 && upto < limit) {
+      scratch.bins[BINS] = BINS;
+      scratch.bins[BINS + 1] = upto;
+    }
+  }
+  __syncthreads();
+  unsigned bins = scratch.bins[BINS], count = scratch.bins[BINS + 1];
+  __syncthreads();
+  // The last bin has no width: what lies in it may be anything.
+  if (count == 0 || count > LISTED || (bins == BINS && count < row.vocab)) return false;
+  row.each([&](unsigned token, float logit) {
+    if (bin_of(logit) >= bins) return;
+    unsigned at = atomicAdd(&scratch.listed, 1u);
+    scratch.unordered_ids[at] = token;
+    scratch.unordered[at] = logit;
+  });
+  __syncthreads();
+  for (unsigned i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
+    unsigned id = scratch.unordered_ids[i], before = 0;
+    for (unsigned j = 0; j < count; j++) before += scratch.unordered_ids[j] < id;
+    scratch.ids[before] = id;
+    scratch.logits[before] = scratch.unordered[i];
+  }
+  __syncthreads();
+  return true;
+}
 
 // The key of the k-th largest logit, 11 bits at a time from the top.
 __device__ unsigned kth_key(const Row &row, unsigned k, unsigned *bins) {
@@ -73,10 +173,10 @@ __device__ unsigned kth_key(const Row &row, unsigned k, unsigned *bins) {
     unsigned shift = digit == 0 ? 21 : digit == 1 ? 10 : 0, width = digit == 2 ? 10 : 11;
     for (unsigned i = threadIdx.x; i < BINS; i += blockDim.x) bins[i] = 0;
     __syncthreads();
-    for (unsigned i = row.begin + threadIdx.x % 32; i < row.end; i += 32) {
-      unsigned key = key_of(row.logits[i]);
+    row.each([&](unsigned, float logit) {
+      unsigned key = key_of(logit);
       if ((key & known) == prefix) atomicAdd(&bins[key >> shift & ((1u << width) - 1)], 1u);
-    }
+    });
     __syncthreads();
     // The highest bin at which the count from above reaches k. Thread t adds up two bins; every
     // thread finds the sum above its own by a scan over the warps.
@@ -109,16 +209,20 @@ __device__ unsigned kth_key(const Row &row, unsigned k, unsigned *bins) {
   return prefix;
 }
 
-// Keeps only the most probable tokens that reach `top_p` of the kept mass.
-__device__ void keep_nucleus(Row &row, float top_p, double *scratch) {
+// The mass of all tokens from the bound on.
+__device__ double kept_mass(const Row &row, double *scratch) {
+  return row.sum(scratch, [&](float logit, unsigned at) {
+    return at >= row.bound ? row.weight(logit) : 0.0;
+  });
+}
+
+// Keeps only the most probable tokens that reach the mass `wanted`.
+__device__ void keep_nucleus(Row &row, double wanted, double *scratch) {
   auto mass_above = [&](unsigned key) {
     return row.sum(scratch, [&](float logit, unsigned at) {
       return at > key && at >= row.bound ? row.weight(logit) : 0.0;
     });
   };
-  double wanted = double(top_p) * row.sum(scratch, [&](float logit, unsigned at) {
-    return at >= row.bound ? row.weight(logit) : 0.0;
-  });
   // The smallest key with less than the wanted mass above it: the last that is kept.
   unsigned low = row.bound, high = key_of(row.max);
   while (low < high) {
@@ -145,8 +249,8 @@ __device__ unsigned draw_token(const Row &row, float draw, unsigned *counts, dou
   unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // How many tied tokens lie before this warp's range.
   unsigned ties = 0;
-  for (unsigned i = row.begin + lane; i < row.end; i += 32) {
-    ties += row.tied != 0xffffffffu && key_of(row.logits[i]) == row.tied_key;
+  if (row.tied != 0xffffffffu) {
+    row.each([&](unsigned, float logit) { ties += key_of(logit) == row.tied_key; });
   }
   ties = warp_reduce<Add>(ties);
   if (lane == 0) counts[warp] = ties;
@@ -221,47 +325,50 @@ __device__ unsigned draw_token(const Row &row, float draw, unsigned *counts, dou
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const SampleParams p) {
-  SHARED(double, shared);  // one f64 per warp, one u32 per warp, the bins and two results
-  double *sums = shared;
-  unsigned *counts = reinterpret_cast<unsigned *>(sums + SAMPLE_WARPS);
-  unsigned *bins = counts + SAMPLE_WARPS;
-  float *maxima = reinterpret_cast<float *>(counts);
+  SHARED(Scratch, shared);
+  Scratch &scratch = *shared;
   const SampleRowParams &how = p.rows[blockIdx.x];
   Row row;
-  row.logits = p.logits + size_t(how.logits) * p.vocab;
-  row.vocab = p.vocab;
-  // Whole steps of 32 per warp.
-  unsigned range = div_up(p.vocab, SAMPLE_THREADS) * 32;
-  row.begin = min(threadIdx.x / 32 * range, p.vocab);
-  row.end = min(row.begin + range, p.vocab);
+  row.take(p.logits + size_t(how.logits) * p.vocab, p.vocab);
   row.temperature = how.temperature;
   float most = -INFINITY;
   bool broken = false;
-  for (unsigned i = row.begin + threadIdx.x % 32; i < row.end; i += 32) {
+  row.each([&](unsigned, float logit) {
     // fmaxf passes over what is no number.
-    most = fmaxf(most, row.logits[i]);
-    broken |= row.logits[i] != row.logits[i];
-  }
-  row.max = block_reduce<Max>(most, maxima);
-  broken = block_reduce<Add>(unsigned(broken), counts) > 0;
+    most = fmaxf(most, logit);
+    broken |= logit != logit;
+  });
+  row.max = block_reduce<Max>(most, reinterpret_cast<float *>(scratch.counts));
+  broken = block_reduce<Add>(unsigned(broken), scratch.counts) > 0;
   unsigned token;
   // Logits that are not numbers have no distribution; whoever made them is told elsewhere.
   if (how.temperature == 0 || broken || !(row.max > -INFINITY && row.max < INFINITY)) {
     unsigned first = p.vocab;
-    for (unsigned i = row.begin + threadIdx.x % 32; i < row.end; i += 32) {
-      if (row.logits[i] == row.max) {
-        first = i;
-        break;
-      }
-    }
-    first = block_reduce<Min>(first, counts);
+    row.each([&](unsigned at, float logit) {
+      if (logit == row.max) first = min(first, at);
+    });
+    first = block_reduce<Min>(first, scratch.counts);
     token = first < p.vocab ? first : 0;
   } else {
     // Keys of -infinity are below all others and weigh nothing.
-    if (how.top_k > 0 && how.top_k < p.vocab) row.bound = kth_key(row, how.top_k, bins);
-    if (how.top_p < 1) keep_nucleus(row, how.top_p, sums);
+    unsigned top_k = how.top_k < p.vocab ? how.top_k : 0;
+    double all = top_k == 0 && how.top_p < 1 ? kept_mass(row, scratch.sums) : 0;
+    bool listed = (top_k > 0 || how.top_p < 1) && list_largest(row, top_k, scratch);
+    if (listed) {
+      Row list = row;
+      list.take(scratch.logits, scratch.bins[BINS + 1]);
+      // Without top_k the list must hold the whole nucleus.
+      listed = top_k > 0 || kept_mass(list, scratch.sums) >= double(how.top_p) * all;
+      if (listed) row = list;
+    }
+    if (top_k > 0) {
+      row.bound = kth_key(row, top_k, scratch.bins);
+      all = how.top_p < 1 ? kept_mass(row, scratch.sums) : 0;
+    }
+    if (how.top_p < 1) keep_nucleus(row, double(how.top_p) * all, scratch.sums);
     float draw = float(philox(how) >> 8) * (1.0f / (1 << 24));
-    token = draw_token(row, draw, counts, sums, bins);
+    token = draw_token(row, draw, scratch.counts, scratch.sums, scratch.bins);
+    if (listed) token = scratch.ids[token];
   }
   if (threadIdx.x == 0) p.tokens[blockIdx.x] = token;
 }

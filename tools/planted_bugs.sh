@@ -42,7 +42,7 @@ plant() {
 }
 
 plant "missing barrier" common.cuh $'scratch[threadIdx.x / 32] = value;\n  __syncthreads();' 'scratch[threadIdx.x / 32] = value;'
-plant "missing wait" product.cuh 'copy_wait<STAGES - 2>();' ''
+plant "missing wait" product.cuh 'copy_wait<T::STAGES - 2>();' ''
 plant "divergent barrier" rms_norm.cu 'float squares = 0;' 'float squares = 0; if (threadIdx.x >= p.width) return;'
 plant "wrong index" product.cuh 'group + i / 2 * 8' 'group + i % 2 * 8'
 plant "wrong mask" attention_tile.cuh 'position < end' 'position + 1 < end'
@@ -53,6 +53,7 @@ plant "page read again" attention_tile.cuh '__match_any_sync(ALL_LANES, ids[turn
 plant "page used too early" attention.cu 'copy_wait<Block::STAGES - 2>();' ''
 plant "first entry alone" store_kv.cu 'at < p.starts[blockIdx.x + 1]' 'at <= p.starts[blockIdx.x]'
 plant "another entry's target" logprobs.cu 'target = p.targets[entry]' 'target = p.targets[at]'
+plant "listed in any order" sample.cu 'scratch.unordered_ids[j] < id' 'j < i'
 plant "index beyond a buffer" embed.cu 'i < p.width' 'i <= p.width'
 
 plant_in engine "models before their weights" src/engine/pair.rs 'queue.after(backend)?;' ''

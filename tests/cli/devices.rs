@@ -14,12 +14,12 @@ fn devices(folder: &Path) -> (String, bool) {
     (String::from_utf8(output.stdout).unwrap(), output.status.success())
 }
 
-/// A C source with the functions of libcuda that the driver's own source lists, each as `define`
+/// A C source with the functions of libcuda that our own source lists, each as `define`
 /// says.
 fn source(define: impl Fn(&str) -> String) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/driver.rs");
-    let driver = fs::read_to_string(path).unwrap();
-    let list = driver.split("const FUNCTIONS").nth(1).unwrap().split("];").next().unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/cuda/gpus.rs");
+    let text = fs::read_to_string(path).unwrap();
+    let list = text.split("const FUNCTIONS").nth(1).unwrap().split("];").next().unwrap();
     let lines = list.lines().map(str::trim);
     lines.filter_map(|line| line.strip_prefix("c\"")?.strip_suffix("\",")).map(define).collect()
 }

@@ -1,12 +1,11 @@
 //! The budget of device memory: how much an engine takes is known before it is built, it is enough
 //! to the byte, and nothing is taken afterwards. And what a device refuses is named.
 
-use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
 use super::{folder, gpu};
 use trimtab::backend::cpu::CpuBackend;
-use trimtab::backend::cuda::{CudaBackend, Device, Emulator, Launch};
+use trimtab::backend::cuda::{CudaBackend, Device, Emulator, Launcher, Step};
 use trimtab::backend::{Backend, Heads, PoolShape};
 use trimtab::engine::{Config, Engine, Limits, Model, Pair};
 use trimtab::error::{Error, Result};
@@ -199,9 +198,25 @@ impl Device for Refusing {
         // SAFETY: as the caller says.
         unsafe { self.0.download(source, target) }
     }
+}
 
-    unsafe fn launch(&self, launch: &Launch, _: *const c_void, _: usize) -> Result<()> {
-        Err(Error::Cuda { what: format!("launching {launch}"), reason: "no".into() })
+impl Launcher for Refusing {
+    type Graph = ();
+
+    unsafe fn launch(&self, step: &Step) -> Result<()> {
+        Err(Error::Cuda { what: format!("launching {}", step.launch), reason: "no".into() })
+    }
+
+    unsafe fn record(&self, _: &[Step]) -> Result<()> {
+        unreachable!("nothing was launched")
+    }
+
+    unsafe fn change(&self, (): &mut (), _: usize, _: &Step) -> Result<()> {
+        unreachable!("nothing was recorded")
+    }
+
+    unsafe fn start(&self, (): &(), _: &[Step]) -> Result<()> {
+        unreachable!("nothing was recorded")
     }
 }
 

@@ -7,9 +7,15 @@ pub const SHAPES: [(usize, usize); 8] =
     [(1, 1), (2, 63), (15, 65), (33, 130), (64, 64), (100, 17), (257, 200), (1101, 70)];
 
 /// Row counts, each with a shape, beyond what one block for few rows takes; and none. Enough
-/// inputs for the stages of large tiles to be used again.
-pub const MANY: [(usize, (usize, usize)); 4] =
-    [(0, (8, 16)), (65, (264, 130)), (129, (520, 65)), (200, (72, 260))];
+/// inputs for the stages of tiles to be used again, and enough rows and outputs for large ones.
+pub const MANY: [(usize, (usize, usize)); 6] = [
+    (0, (8, 16)),
+    (65, (264, 130)),
+    (129, (520, 65)),
+    (200, (72, 260)),
+    (66, (264, 30)),
+    (125, (600, 400)),
+];
 
 pub struct Case {
     pub rows: usize,
@@ -71,8 +77,8 @@ fn matmul_agrees_with_the_oracle() {
 #[test]
 fn a_row_does_not_notice_its_batch() {
     on_every_backend!(|name, backend| {
-        for shape in [(130, 193), (1101, 70)] {
-            let case = Case::new(301, shape, true);
+        for shape in [(130, 193), (264, 193), (1101, 70)] {
+            let case = Case::new(372, shape, true);
             let whole = run(&backend, &case);
             for (first, rows) in
                 [(0, 1), (5, 2), (100, 96), (200, 101), (300, 1), (7, 13), (20, 31), (60, 64)]

@@ -88,7 +88,7 @@ impl Kernel {
 /// An error if no kernel for such heads runs on this device.
 pub fn check_heads<D: Device>(backend: &CudaBackend<D>, heads: Heads) -> Result<()> {
     let Heads { dim, .. } = heads;
-    let device = &*backend.device;
+    let device = backend.device();
     let reason = match Kernel::fitting(dim).next_back() {
         Some(kernel) if kernel.runs_on(device) => return Ok(()),
         Some(kernel) => format!(
@@ -119,9 +119,14 @@ pub fn attention<D: Device>(
     let ends = args.segments.iter().map(|segment| segment.first_position + segment.rows);
     let splits = ends.max().unwrap_or(0).div_ceil(SPLIT);
     let queries = rows * (heads.query / heads.kv);
-    let multiprocessors = backend.device.multiprocessors();
-    let kernel = Kernel::choose(&*backend.device, heads.dim, queries, heads.kv, splits);
-    let tiles = queries.div_ceil(kernel.queries);
+    let multiprocessors = backend.device().multiprocessors();
+    let kernel = Kernel::choose(backend.device(), heads.dim, queries, heads.kv, splits);
+    // Where that leaves processors without a block, columns of the matrix units are the cheaper waste.
+    let mut tile = kernel.queries;
+    while tile > 1 && queries.div_ceil(tile) * heads.kv * splits < multiprocessors {
+        tile /= 2;
+    }
+    let tiles = queries.div_ceil(tile);
     // Blocks that walk over all of a row's splits keep the processors busy if there are enough.
     let partial_len = rows * heads.query * splits * (heads.dim + 2);
     let split =
@@ -142,6 +147,7 @@ pub fn attention<D: Device>(
         table_stride: count(args.table_stride),
         window: args.window.map_or(0, |window| count(window.max(1))),
         splits: count(splits),
+        tile: count(tile),
         scale: args.scale,
     };
     let grid = [tiles, heads.kv, if split { splits } else { 1 }];

@@ -1,9 +1,9 @@
 //! Seam 3: what the CUDA backend sees of a device. Two implementors: [`super::Driver`] on a real
 //! GPU, [`super::Emulator`] with the same kernels on the CPU.
 
-use std::ffi::c_void;
 use std::fmt::{self, Debug, Display, Formatter};
 
+use super::replay::Launcher;
 use crate::error::{Error, Result};
 
 /// The names of all kernels, found by build.rs.
@@ -48,7 +48,7 @@ pub(super) fn with_shapes(error: Error, params: &impl Debug) -> Error {
 }
 
 /// One queue of a device, with the device's memory: what is asked of a queue later happens later.
-pub trait Device: Send + Sync + Sized + 'static {
+pub trait Device: Launcher + Send + Sync + Sized + 'static {
     /// One part in so many of the free memory is not taken by default.
     const MARGIN: usize;
 
@@ -96,10 +96,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// `source` must be the address of at least as many bytes of this device.
     unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()>;
 
-    /// Starts a kernel with the struct at `params`, which is copied at once.
-    ///
-    /// # Safety
-    /// `params` must point to the kernel's own struct, of `bytes` bytes, and the addresses in it
-    /// must be valid for what the kernel does with these shapes.
-    unsafe fn launch(&self, launch: &Launch, params: *const c_void, bytes: usize) -> Result<()>;
+    /// True if each kernel is to be launched by itself, so that one at fault can be told.
+    fn launches_one_by_one(&self) -> bool {
+        false
+    }
 }

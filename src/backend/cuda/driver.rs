@@ -1,13 +1,16 @@
 //! A real GPU, through libcuda, which is looked for when the program runs.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::result;
 use cudarc::driver::sys;
 
 use super::device::{Device, KERNELS, Launch};
+use super::gpus::{Gpu, gpus, refusal, refused, unavailable};
+use super::graph::Graph;
+use super::replay::{Launcher, Step};
 use crate::error::{Error, Result};
 
 /// The kernels for GPUs, where the build found nvcc.
@@ -25,116 +28,6 @@ struct Aligned<const BYTES: usize>([u8; BYTES]);
 /// Bytes of page-locked memory through which a queue's copies go.
 const STAGING_BYTES: usize = 8 << 20;
 
-/// The functions of libcuda that are used here; cudarc panics at one that is missing.
-const FUNCTIONS: [&CStr; 30] = [
-    c"cuInit",
-    c"cuDeviceGetCount",
-    c"cuDeviceGet",
-    c"cuDeviceGetName",
-    c"cuDeviceGetAttribute",
-    c"cuDeviceTotalMem_v2",
-    c"cuDevicePrimaryCtxRetain",
-    c"cuDevicePrimaryCtxRelease_v2",
-    c"cuCtxSetCurrent",
-    c"cuModuleLoadData",
-    c"cuModuleGetFunction",
-    c"cuFuncSetAttribute",
-    c"cuStreamCreate",
-    c"cuStreamDestroy_v2",
-    c"cuStreamSynchronize",
-    c"cuStreamWaitEvent",
-    c"cuEventCreate",
-    c"cuEventDestroy_v2",
-    c"cuEventRecord",
-    c"cuMemAlloc_v2",
-    c"cuMemFree_v2",
-    c"cuMemGetInfo_v2",
-    c"cuMemHostAlloc",
-    c"cuMemFreeHost",
-    c"cuMemsetD8Async",
-    c"cuMemcpyHtoDAsync_v2",
-    c"cuMemcpyDtoHAsync_v2",
-    c"cuLaunchKernel",
-    c"cuGetErrorName",
-    c"cuGetErrorString",
-];
-
-/// Why there is no GPU to be had.
-fn unavailable(reason: impl Into<String>) -> Error {
-    Error::DeviceUnavailable { device: "cuda", reason: reason.into() }
-}
-
-/// What libcuda said, and while doing what.
-fn refused(what: impl Into<String>) -> impl FnOnce(DriverError) -> Error {
-    |error| refusal(what, error)
-}
-
-fn refusal(what: impl Into<String>, error: DriverError) -> Error {
-    Error::Cuda { what: what.into(), reason: explain(error) }
-}
-
-fn explain(error: DriverError) -> String {
-    let text = |text: std::result::Result<&CStr, DriverError>| {
-        text.map_or_else(|_| "unknown".into(), |text| text.to_string_lossy().into_owned())
-    };
-    format!("{} ({})", text(error.error_name()), text(error.error_string()))
-}
-
-/// One GPU that was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gpu {
-    /// Its number, from 0.
-    pub ordinal: i32,
-    /// As its maker calls it.
-    pub name: String,
-    /// Compute capability, major and minor.
-    pub capability: (i32, i32),
-    /// Memory in all.
-    pub memory_bytes: usize,
-}
-
-/// Finds libcuda and all of its functions that are needed, and starts it.
-fn start() -> Result<()> {
-    // SAFETY: loading a system library by its own name.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(unavailable("libcuda was not found: is the NVIDIA driver installed?"));
-    }
-    // SAFETY: the library is there.
-    let library = unsafe { sys::culib() };
-    for function in FUNCTIONS {
-        // SAFETY: only looked up, not called.
-        if unsafe { library.get::<*const c_void>(function.to_bytes_with_nul()) }.is_err() {
-            let name = function.to_string_lossy();
-            return Err(unavailable(format!("libcuda has no {name}: is it a stub, or too old?")));
-        }
-    }
-    result::init().map_err(|error| unavailable(format!("cuInit: {}", explain(error))))
-}
-
-/// All GPUs, or why there are none.
-pub fn gpus() -> Result<Vec<Gpu>> {
-    start()?;
-    let count = result::device::get_count().map_err(refused("counting GPUs"))?;
-    (0..count).map(|ordinal| describe(ordinal).map_err(refused("asking for a GPU"))).collect()
-}
-
-fn describe(ordinal: i32) -> std::result::Result<Gpu, DriverError> {
-    use sys::CUdevice_attribute as Attribute;
-    let device = result::device::get(ordinal)?;
-    // SAFETY: `device` was just given by the driver.
-    let attribute = |which| unsafe { result::device::get_attribute(device, which) };
-    Ok(Gpu {
-        ordinal,
-        name: result::device::get_name(device)?,
-        capability: (
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        ),
-        // SAFETY: as above.
-        memory_bytes: unsafe { result::device::total_mem(device)? },
-    })
-}
-
 /// A GPU with the kernels loaded, which its queues share.
 struct Opened {
     gpu: Gpu,
@@ -142,6 +35,8 @@ struct Opened {
     /// Bytes of shared memory that a block can have.
     shared_bytes: usize,
     context: sys::CUcontext,
+    /// As whoever looks for the launch at fault asks for: no graphs.
+    one_by_one: bool,
     functions: HashMap<&'static str, sys::CUfunction>,
 }
 
@@ -206,7 +101,8 @@ impl Driver {
         let shared = unsafe { result::device::get_attribute(device, which) }.map_err(opening())?;
         let functions = load(fatbin, shared)?;
         let (multiprocessors, shared_bytes) = (count as usize, shared as usize);
-        let opened = Opened { multiprocessors, shared_bytes, gpu, context, functions };
+        let one_by_one = std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value == "1");
+        let opened = Opened { multiprocessors, shared_bytes, gpu, context, one_by_one, functions };
         Self::queue(Arc::new(opened))
     }
 
@@ -221,11 +117,19 @@ impl Driver {
         // SAFETY: the memory is used by this queue alone, and freed after its last copy.
         let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(opening())?;
         let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
-        Ok(Self { opened, stream, event, staging, last: Mutex::new(None) })
+        Ok(Self { opened, stream, event, staging, last: Mutex::default() })
     }
 
     fn enter(&self) -> Result<()> {
         self.opened.enter()
+    }
+
+    fn function(&self, launch: &Launch) -> sys::CUfunction {
+        self.opened.functions[launch.kernel]
+    }
+
+    fn launched(&self, launch: Launch) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(launch);
     }
 
     fn staging(&self) -> MutexGuard<'_, Staging> {
@@ -250,6 +154,54 @@ impl Driver {
 
     fn last(&self) -> Option<Launch> {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Launcher for Driver {
+    type Graph = Graph;
+
+    unsafe fn launch(&self, step: &Step) -> Result<()> {
+        self.enter()?;
+        let Launch { grid: [x, y, z], threads, shared_bytes, .. } = step.launch;
+        let mut arguments = [step.params.as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the caller vouches for the parameters, which the driver copies at once.
+        let result = unsafe {
+            result::launch_kernel(
+                self.function(&step.launch),
+                (x, y, z),
+                (threads, 1, 1),
+                shared_bytes as u32,
+                self.stream,
+                &mut arguments,
+            )
+        };
+        self.launched(step.launch);
+        result.map_err(|error| refusal(format!("launching {}", step.launch), error))
+    }
+
+    unsafe fn record(&self, steps: &[Step]) -> Result<Graph> {
+        self.enter()?;
+        let steps: Vec<_> = steps.iter().map(|step| (self.function(&step.launch), step)).collect();
+        // SAFETY: the context is set; the caller vouches for the parameters.
+        unsafe { Graph::record(&steps) }
+            .map_err(refused(format!("recording a graph of {} kernels", steps.len())))
+    }
+
+    unsafe fn change(&self, graph: &mut Graph, index: usize, step: &Step) -> Result<()> {
+        self.enter()?;
+        // SAFETY: as above.
+        unsafe { graph.change(index, self.function(&step.launch), step) }
+            .map_err(|error| refusal(format!("changing {} in a graph", step.launch), error))
+    }
+
+    unsafe fn start(&self, graph: &Graph, steps: &[Step]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: as above.
+        let result = unsafe { graph.start(self.stream) };
+        if let Some(step) = steps.last() {
+            self.launched(step.launch);
+        }
+        result.map_err(refused(format!("starting a graph of {} kernels", steps.len())))
     }
 }
 
@@ -411,22 +363,7 @@ impl Device for Driver {
         Ok(())
     }
 
-    unsafe fn launch(&self, launch: &Launch, params: *const c_void, _bytes: usize) -> Result<()> {
-        self.enter()?;
-        let [x, y, z] = launch.grid;
-        let mut arguments = [params.cast_mut()];
-        // SAFETY: the caller vouches for the parameters, which the driver copies at once.
-        let result = unsafe {
-            result::launch_kernel(
-                self.opened.functions[launch.kernel],
-                (x, y, z),
-                (launch.threads, 1, 1),
-                launch.shared_bytes as u32,
-                self.stream,
-                &mut arguments,
-            )
-        };
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(*launch);
-        result.map_err(|error| refusal(format!("launching {launch}"), error))
+    fn launches_one_by_one(&self) -> bool {
+        self.opened.one_by_one
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::{Device, Launch};
 use super::lazy::Queues;
+use super::replay::{Launcher, Step};
 use crate::backend::cpu::{HOST_MARGIN, host_free_bytes};
 use crate::error::{Error, Result};
 
@@ -232,14 +233,20 @@ impl Device for Emulator {
         unsafe { std::ptr::copy_nonoverlapping(from, target.as_mut_ptr(), target.len()) }
         Ok(())
     }
+}
 
-    unsafe fn launch(&self, launch: &Launch, params: *const c_void, bytes: usize) -> Result<()> {
+impl Launcher for Emulator {
+    type Graph = Vec<Step>;
+
+    unsafe fn launch(&self, step: &Step) -> Result<()> {
+        let Step { launch, params, bytes } = step;
         let kernel = self.machine.kernels[launch.kernel];
-        assert_eq!(bytes, kernel.params_bytes, "{}'s parameters", launch.kernel);
+        assert_eq!(*bytes, kernel.params_bytes, "{}'s parameters", launch.kernel);
         let mut copy = vec![Aligned([0; 64]); bytes.div_ceil(64)];
-        // SAFETY: the caller vouches for the struct's size; the copy has at least as many bytes.
+        // SAFETY: there are so many bytes of parameters; the copy has at least as many.
         unsafe {
-            std::ptr::copy_nonoverlapping(params.cast::<u8>(), copy.as_mut_ptr().cast(), bytes);
+            let from = params.as_ptr().cast::<u8>();
+            std::ptr::copy_nonoverlapping(from, copy.as_mut_ptr().cast(), *bytes);
         }
         let mut state = self.machine.state();
         let seed = self.machine.seed.wrapping_add(state.launches << 16);
@@ -247,5 +254,19 @@ impl Device for Emulator {
         let task = Task::Launch { kernel, launch: *launch, params: copy, seed };
         state.queues.ask(self.queue, task);
         Ok(())
+    }
+
+    unsafe fn record(&self, steps: &[Step]) -> Result<Vec<Step>> {
+        Ok(steps.to_vec())
+    }
+
+    unsafe fn change(&self, graph: &mut Vec<Step>, index: usize, step: &Step) -> Result<()> {
+        graph[index] = step.clone();
+        Ok(())
+    }
+
+    unsafe fn start(&self, graph: &Vec<Step>, _: &[Step]) -> Result<()> {
+        // SAFETY: the caller vouches for all of them.
+        graph.iter().try_for_each(|step| unsafe { self.launch(step) })
     }
 }

@@ -7,13 +7,18 @@
 mod advance;
 mod attention;
 mod buffer;
+mod copy_pages;
 mod device;
 mod driver;
 mod emulator;
+mod gpus;
+mod graph;
 mod lazy;
 #[rustfmt::skip]
 mod params;
 mod product;
+mod queue;
+mod replay;
 mod sample;
 
 use std::fmt::Debug;
@@ -22,8 +27,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use buffer::{Buffer, Matrix};
 use device::with_shapes;
 pub use device::{Device, KERNELS, Launch};
-pub use driver::{Driver, Gpu, gpus};
+pub use driver::Driver;
 pub use emulator::Emulator;
+pub use gpus::{Gpu, gpus};
+use queue::Queue;
+pub use replay::{Launcher, Step};
 
 use super::{Advance, Attention, Backend, Entries, Heads, Memory, PoolShape, SampleRow};
 use crate::error::Result;
@@ -39,15 +47,12 @@ const STEPS_PER_LOOK: usize = 32;
 
 const _: () = assert!(params::NO_SLOT == super::NO_SLOT);
 
-/// Copies of one launch.
-const PAGE_COPIES: usize = params::PAGE_COPIES as usize;
-
 /// Threads of a block in kernels that walk over rows; `THREADS` in kernels/common.cuh.
 const THREADS: u32 = 256;
 
 /// A GPU, or what stands in for one.
 pub struct CudaBackend<D: Device> {
-    device: Arc<D>,
+    queue: Arc<Queue<D>>,
     memory: Arc<Memory>,
     /// `[WORKSPACE_LEN]`; locked while kernels that use it are launched.
     workspace: Mutex<Buffer<D, f32>>,
@@ -71,18 +76,23 @@ impl<D: Device> CudaBackend<D> {
     /// A backend on this queue of a device.
     pub fn new(device: D) -> Result<Self> {
         let memory = Memory::of_free(device.free_bytes(), D::MARGIN);
-        Self::within(memory, device)
+        Self::within(memory, Queue::new(device))
     }
 
-    fn within(memory: Arc<Memory>, device: D) -> Result<Self> {
-        let device = Arc::new(device);
-        let workspace = Mutex::new(Buffer::new(&device, &memory, WORKSPACE_LEN)?);
-        Ok(Self { device, memory, workspace })
+    fn within(memory: Arc<Memory>, queue: Queue<D>) -> Result<Self> {
+        let queue = Arc::new(queue);
+        let workspace = Mutex::new(Buffer::new(&queue, &memory, WORKSPACE_LEN)?);
+        Ok(Self { queue, memory, workspace })
     }
 
     /// The device that the kernels run on.
     pub fn device(&self) -> &D {
-        &self.device
+        self.queue.device()
+    }
+
+    /// Steps that were launched as one so far, on this queue.
+    pub fn graphs_started(&self) -> u64 {
+        self.queue.graphs_started()
     }
 
     fn workspace(&self) -> MutexGuard<'_, Buffer<D, f32>> {
@@ -107,7 +117,7 @@ impl<D: Device> CudaBackend<D> {
         let grid = grid.map(|side| u32::try_from(side).expect("a grid fits in u32"));
         let launch = Launch { kernel, grid, threads, shared_bytes };
         // SAFETY: the caller vouches for it.
-        unsafe { self.device.launch(&launch, (&raw const *params).cast(), size_of::<P>()) }
+        unsafe { self.queue.launch(launch, (&raw const *params).cast(), size_of::<P>()) }
             .map_err(|error| with_shapes(error, params))
     }
 
@@ -135,7 +145,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     type Matrix = Matrix<D>;
 
     fn describe(&self) -> String {
-        self.device.describe()
+        self.device().describe()
     }
 
     fn check_heads(&self, heads: Heads) -> Result<()> {
@@ -151,7 +161,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn side(&self) -> Result<Self> {
-        Self::within(self.memory.clone(), self.device.side()?)
+        Self::within(self.memory.clone(), self.queue.side()?)
     }
 
     fn side_bytes(&self) -> usize {
@@ -159,11 +169,11 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn after(&self, other: &Self) -> Result<()> {
-        self.device.after(&other.device)
+        self.queue.after(&other.queue)
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<D, T>> {
-        Buffer::new(&self.device, &self.memory, len)
+        Buffer::new(&self.queue, &self.memory, len)
     }
 
     fn len<T: Element>(&self, buffer: &Buffer<D, T>) -> usize {
@@ -175,7 +185,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         // SAFETY: elements are plain numbers without padding; the target is large enough.
         unsafe {
             let bytes = std::slice::from_raw_parts(source.as_ptr().cast(), size_of_val(source));
-            self.device.upload(bytes, target.address)
+            self.queue.upload(bytes, target.address)
         }
     }
 
@@ -186,7 +196,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         unsafe {
             let len = size_of_val(target);
             let bytes = std::slice::from_raw_parts_mut(target.as_mut_ptr().cast(), len);
-            self.device.download(source.address, bytes)
+            self.queue.download(source.address, bytes)
         }
     }
 
@@ -370,24 +380,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         copies: &[(u32, u32)],
         pool: &mut Buffer<D, bf16>,
     ) -> Result<()> {
-        assert!(pool.len >= shape.len(), "pool: {shape:?}");
-        for copies in copies.chunks(PAGE_COPIES) {
-            let mut params = CopyPagesParams {
-                pool: pool.as_mut_ptr(),
-                shape: pool_params(shape),
-                copies: [PageCopyParams { from: 0, to: 0 }; PAGE_COPIES],
-            };
-            for (param, &(from, to)) in params.copies.iter_mut().zip(copies) {
-                let last = from.max(to) as usize;
-                assert!(last < shape.pages, "page {from} or {to} of {}", shape.pages);
-                *param = PageCopyParams { from, to };
-            }
-            // SAFETY: the kernel's struct, pages checked.
-            unsafe {
-                self.launch("copy_pages", [copies.len(), shape.layers, 1], THREADS, 0, &params)?;
-            }
-        }
-        Ok(())
+        copy_pages::copy_pages(self, shape, copies, pool)
     }
 
     fn attention(&self, args: Attention<'_, Self>) -> Result<()> {

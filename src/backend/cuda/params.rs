@@ -142,6 +142,7 @@ pub struct AttentionParams {
     pub table_stride: ::std::os::raw::c_uint,
     pub window: ::std::os::raw::c_uint,
     pub splits: ::std::os::raw::c_uint,
+    pub tile: ::std::os::raw::c_uint,
     pub scale: f32,
 }
 #[repr(C)]

@@ -11,25 +11,64 @@ use crate::error::Result;
 use crate::tensor::bf16;
 
 // As in kernels/product.cuh.
-const SLICES: usize = 4;
+const SLICES: usize = 8;
 const FEW_OUTPUTS: usize = 16;
-const TILE: usize = 128;
-const STAGES: usize = 4;
 const DEPTH: usize = 32;
-const MANY_THREADS: u32 = 256;
+const STAGES: usize = 4;
 
 /// Rows of a block of the kernels for few rows.
 const FEW_ROWS: [usize; 4] = [8, 16, 32, 64];
+/// Up to so many rows, those kernels are the faster ones whatever the shape.
+const FEW: usize = 16;
 
-/// Large tiles are for products that give one processor in so many a block.
-const CROWDED: usize = 4;
+/// Outputs and rows of a block of a kernel for many rows.
+#[derive(Clone, Copy)]
+struct Tiling {
+    outputs: usize,
+    rows: usize,
+    threads: u32,
+}
 
-/// An op's kernels for up to 8, 16, 32 and 64 rows, and for more.
-pub type Kernels = [&'static str; 5];
-pub const MATMUL: Kernels = ["matmul_8", "matmul_16", "matmul_32", "matmul_64", "matmul_many"];
-pub const MATMUL_ADD: Kernels =
-    ["matmul_add_8", "matmul_add_16", "matmul_add_32", "matmul_add_64", "matmul_add_many"];
-pub const LOGITS: Kernels = ["logits_8", "logits_16", "logits_32", "logits_64", "logits_many"];
+const LARGE: Tiling = Tiling { outputs: 128, rows: 128, threads: 256 };
+const NARROW: Tiling = Tiling { outputs: 128, rows: 64, threads: 128 };
+const SMALL: Tiling = Tiling { outputs: 64, rows: 64, threads: 128 };
+
+impl Tiling {
+    fn grid(&self, rows: usize, outputs: usize) -> [usize; 3] {
+        [outputs.div_ceil(self.outputs), rows.div_ceil(self.rows), 1]
+    }
+
+    fn blocks(&self, rows: usize, outputs: usize) -> usize {
+        self.grid(rows, outputs).iter().product()
+    }
+
+    /// Stages of two steps.
+    fn shared_bytes(&self) -> usize {
+        STAGES * 2 * (self.outputs + self.rows) * DEPTH * size_of::<bf16>()
+    }
+
+    /// True if large tiles are better than those with half of their rows: they read less, but in
+    /// them more rows may be missing.
+    fn is_for(&self, device: &impl Device, rows: usize) -> bool {
+        rows.div_ceil(self.rows) * self.rows * 7 <= rows * 8
+            && self.shared_bytes() <= device.shared_bytes()
+    }
+}
+
+/// An op's kernels for up to 8, 16, 32 and 64 rows, and for more in small and in large tiles.
+pub type Kernels = [&'static str; 6];
+pub const MATMUL: Kernels =
+    ["matmul_8", "matmul_16", "matmul_32", "matmul_64", "matmul_small", "matmul_large"];
+pub const MATMUL_ADD: Kernels = [
+    "matmul_add_8",
+    "matmul_add_16",
+    "matmul_add_32",
+    "matmul_add_64",
+    "matmul_add_small",
+    "matmul_add_large",
+];
+pub const LOGITS: Kernels =
+    ["logits_8", "logits_16", "logits_32", "logits_64", "logits_small", "logits_large"];
 
 /// The operands of one product.
 pub struct Product<'a, D: Device> {
@@ -54,9 +93,10 @@ impl<'a, D: Device> Product<'a, D> {
         }
     }
 
-    /// Launches the kernel for this many rows. All of them add in the same order, so the choice is
-    /// free: those for few rows also take more of them, 64 a block, where the large tiles of the last
-    /// one would leave most processors without a block.
+    /// Launches the kernel for this shape. All of them add in the same order, so the choice is free:
+    /// tiles through shared memory where they give most processors a block, and the larger ones where
+    /// these do too; else those for few rows, which also take more of them, 64 a block. The limits
+    /// are from measurements of all kernels on an H100 (benches/results/h100.md).
     ///
     /// # Safety
     /// `P` must be the kernels' own struct, and its addresses valid for these shapes.
@@ -66,29 +106,38 @@ impl<'a, D: Device> Product<'a, D> {
         kernels: Kernels,
         params: &P,
     ) -> Result<()> {
-        let many = self.weight.outputs.div_ceil(TILE) * self.rows.div_ceil(TILE);
-        if self.rows > FEW_ROWS[3] && many * CROWDED > backend.device.multiprocessors() {
+        let (rows, outputs) = (self.rows, self.weight.outputs);
+        let processors = backend.device().multiprocessors();
+        let [.., small, large] = kernels;
+        let busy = |tiling: Tiling, share: usize| {
+            rows > FEW && tiling.blocks(rows, outputs) * 10 >= processors * share
+        };
+        if busy(LARGE, 9) && LARGE.is_for(backend.device(), rows) {
             // SAFETY: the caller vouches for it.
-            return unsafe { self.launch_many(backend, kernels[4], params) };
+            return unsafe { self.launch_tiles(backend, large, LARGE, params) };
         }
-        let few = FEW_ROWS.iter().position(|&rows| self.rows <= rows).unwrap_or(3);
-        let rows = FEW_ROWS[few];
-        let shared_bytes = SLICES * FEW_OUTPUTS * rows * size_of::<f32>();
-        let grid = [self.weight.outputs.div_ceil(FEW_OUTPUTS), self.rows.div_ceil(rows), 1];
+        if busy(SMALL, 7) {
+            // SAFETY: the caller vouches for it.
+            return unsafe { self.launch_tiles(backend, small, SMALL, params) };
+        }
+        let few = FEW_ROWS.iter().position(|&few| rows <= few).unwrap_or(3);
+        let block_rows = FEW_ROWS[few];
+        let shared_bytes = SLICES * FEW_OUTPUTS * block_rows * size_of::<f32>();
+        let grid = [outputs.div_ceil(FEW_OUTPUTS), rows.div_ceil(block_rows), 1];
         // SAFETY: the caller vouches for it.
         unsafe { backend.launch(kernels[few], grid, SLICES as u32 * 32, shared_bytes, params) }
     }
 
-    unsafe fn launch_many<P: Debug>(
+    unsafe fn launch_tiles<P: Debug>(
         &self,
         backend: &CudaBackend<D>,
         kernel: &'static str,
+        tiling: Tiling,
         params: &P,
     ) -> Result<()> {
-        let shared_bytes = STAGES * 2 * TILE * DEPTH * size_of::<bf16>();
-        let grid = [self.weight.outputs.div_ceil(TILE), self.rows.div_ceil(TILE), 1];
+        let grid = tiling.grid(self.rows, self.weight.outputs);
         // SAFETY: the caller vouches for it.
-        unsafe { backend.launch(kernel, grid, MANY_THREADS, shared_bytes, params) }
+        unsafe { backend.launch(kernel, grid, tiling.threads, tiling.shared_bytes(), params) }
     }
 }
 
@@ -113,7 +162,7 @@ pub fn logprobs<D: Device>(
     let rows = entries.checked();
     assert!(x.len >= rows * head.inputs, "x: [rows, {}]", head.inputs);
     assert!(targets.len >= rows && out.len >= rows, "targets, out: [entries]");
-    let tiles = head.outputs.div_ceil(TILE);
+    let tiles = head.outputs.div_ceil(LARGE.outputs);
     let window = WORKSPACE_LEN / (2 * tiles);
     let mut workspace = backend.workspace();
     for first in (0..rows).step_by(window) {
@@ -133,11 +182,16 @@ pub fn logprobs<D: Device>(
             out: out.as_mut_ptr(),
             tiles: count(tiles),
         };
+        let (kernel, tiling) = if LARGE.is_for(backend.device(), rows) {
+            ("logprobs_large", LARGE)
+        } else {
+            ("logprobs_narrow", NARROW)
+        };
         let shared_bytes = THREADS as usize / 32 * size_of::<f32>();
         // SAFETY: the kernels' struct; shapes checked, the scratch fits into the workspace; entries
         // are the engine's to keep in range.
         unsafe {
-            product.launch_many(backend, "logprobs_tiles", &params)?;
+            product.launch_tiles(backend, kernel, tiling, &params)?;
             backend.launch("logprobs", [rows, 1, 1], THREADS, shared_bytes, &params)?;
         }
     }

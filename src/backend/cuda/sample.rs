@@ -13,6 +13,7 @@ const ROWS: usize = SAMPLE_ROWS as usize;
 // As in kernels/sample.cu.
 const THREADS: u32 = 512;
 const BINS: usize = 2048;
+const LISTED: usize = 1024;
 
 fn row_params(row: &SampleRow) -> SampleRowParams {
     let halves = |number: u64| [number as u32, (number >> 32) as u32];
@@ -39,7 +40,9 @@ pub fn sample<D: Device>(
     assert!(vocab > 0 && logits.len >= used * vocab, "logits: [{used}, vocab]");
     assert!(tokens.len >= rows.len(), "tokens: [rows]");
     let warps = THREADS as usize / 32;
-    let shared_bytes = warps * size_of::<f64>() + (warps + BINS + 2) * size_of::<u32>();
+    // `Scratch`, whose end is a multiple of 8 bytes.
+    let words = (warps + BINS + 3 + 4 * LISTED).next_multiple_of(2);
+    let shared_bytes = warps * size_of::<f64>() + words * size_of::<u32>();
     for (index, rows) in rows.chunks(ROWS).enumerate() {
         let mut params = SampleParams {
             logits: logits.as_ptr(),
@@ -53,5 +56,6 @@ pub fn sample<D: Device>(
         // SAFETY: the kernel's struct, shapes checked.
         unsafe { backend.launch("sample", [rows.len(), 1, 1], THREADS, shared_bytes, &params)? };
     }
-    Ok(())
+    // From the last draw on, to move on with what was drawn and to run it.
+    backend.queue.end_step()
 }
