@@ -147,7 +147,7 @@ __device__ void product_few(const ProductParams &p, Store store) {
 //
 // grid: outputs / OUTPUTS x rows / ROWS; block: warps of WARP_OUTPUTS outputs and 32 rows each.
 // STAGES tiles of two steps are under way at a time. Bound by arithmetic, and by shared memory, of
-// which a warp reads 12 x 512 bytes for 64 mma's.
+// which a warp of 64 outputs reads 12 x 512 bytes for 32 mma's.
 
 template <unsigned OUTPUTS_, unsigned ROWS_, unsigned WARP_OUTPUTS>
 struct Tiling {
