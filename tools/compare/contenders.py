@@ -29,6 +29,7 @@ class Peer:
 
     def __init__(self, name: str, script: str, folder: Path, precision: str, threads: int, log):
         self.name, self.precision, self.log = name, precision, log
+        self.logged = self.log_length()
         command = [sys.executable, HERE / "peers" / script, folder, precision, str(threads)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
@@ -41,6 +42,7 @@ class Peer:
     def ask(self, **request) -> dict:
         if self.failure:
             raise Failure(self.failure)
+        self.logged = self.log_length()
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self.answer()
@@ -48,14 +50,19 @@ class Peer:
     def answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
-            # Such as a module that is missing: what was said last.
-            said = Path(self.log.name).read_text().strip().splitlines()[-1:]
-            self.failure = f"ended with status {self.process.wait()}: {''.join(said)[:200]}"
+            status = self.process.wait()
+            how = f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
+            # Such as a module that is missing: what was said last, since it was asked.
+            said = Path(self.log.name).read_text()[self.logged :].strip().splitlines()[-1:]
+            self.failure = ": ".join([how, *said])[:200]
             raise Failure(self.failure)
         answer = json.loads(line)
         if "error" in answer:
             raise Failure(answer["error"])
         return answer
+
+    def log_length(self) -> int:
+        return len(Path(self.log.name).read_text())
 
     def close(self) -> None:
         self.process.stdin.close()
