@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::CpuBackend;
 use super::buffer::Shared;
 use super::math::{LogSumExp, log_sum_exp};
-use super::matmul::{Sums, block_rows, panel_sums, words};
+use super::matmul::{block_rows, panel_sums, words};
 use super::matrix::{Matrix, PANEL};
 use crate::backend::Entries;
 use crate::tensor::bf16;
@@ -32,17 +32,17 @@ pub fn logprobs(
     let tasks = head.panels().div_ceil(TASK_PANELS);
     // `[tasks, rows]`
     let mut partials = vec![LogSumExp::EMPTY; tasks * rows];
-    let block_rows = block_rows(cpu.isa);
+    let block_rows = block_rows(cpu.isa, head.inputs);
     // The targets' logits at first.
     let target_logits = Shared::new(&mut *out);
-    let run = |sums: &mut Sums, (task, partials): (usize, &mut [LogSumExp])| {
-        let first = task * TASK_PANELS;
-        for panel in first..head.panels().min(first + TASK_PANELS) {
-            let output = panel * PANEL;
-            let outputs = PANEL.min(head.outputs - output);
-            for first in (0..rows).step_by(block_rows) {
-                let rows = first..rows.min(first + block_rows);
-                panel_sums(cpu.isa, rows, &x, head, panel, sums, |row, logits| {
+    let run = |(task, partials): (usize, &mut [LogSumExp])| {
+        let panels = task * TASK_PANELS..head.panels().min((task + 1) * TASK_PANELS);
+        for first in (0..rows).step_by(block_rows) {
+            let rows = first..rows.min(first + block_rows);
+            for panel in panels.clone() {
+                let output = panel * PANEL;
+                let outputs = PANEL.min(head.outputs - output);
+                panel_sums(cpu.isa, rows.clone(), &x, head, panel, |row, logits| {
                     for &entry in entries[row] {
                         let target = (targets[entry as usize] as usize).wrapping_sub(output);
                         if target < outputs {
@@ -58,7 +58,7 @@ pub fn logprobs(
     };
     if rows > 0 {
         let chunks = partials.par_chunks_mut(rows).enumerate().with_max_len(1);
-        cpu.pool.install(|| chunks.for_each_init(Sums::new, run));
+        cpu.pool.install(|| chunks.for_each(run));
     }
     for (row, entries) in entries.iter().enumerate() {
         let mut total = LogSumExp::EMPTY;

@@ -20,10 +20,12 @@ use super::tiles::{self, PortableTiles, TILE};
 use crate::tensor::bf16;
 
 /// Rows that run through one panel before the next panel is read: tiles do it so fast that
-/// reading the panel would take longer than fewer rows.
-pub fn block_rows(isa: Isa) -> usize {
+/// reading the panel would take longer than fewer rows. Their inputs stay in a second-level cache
+/// of 2 MiB while all panels go past them.
+pub fn block_rows(isa: Isa, inputs: usize) -> usize {
     match isa {
         // A block begins with a whole tile.
+        Isa::PortableTiles | Isa::Amx if inputs <= 1024 => 32 * TILE,
         Isa::PortableTiles | Isa::Amx => 16 * TILE,
         _ => 96,
     }
@@ -47,6 +49,9 @@ impl Row {
 thread_local! {
     /// Memory for [`words`], kept from op to op: new memory would have to be zeroed first.
     static SPARE: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    /// Memory for [`panel_sums`], likewise: from the system for each panel it would cost more than
+    /// the sums.
+    static SUMS: Cell<Sums> = const { Cell::new(Vec::new()) };
 }
 
 /// See [`words`]; what is owned begins with a cache line, somewhere behind its memory's start.
@@ -161,39 +166,38 @@ pub fn matmul(
     write: impl Fn(usize, usize, &[f32]) + Sync,
 ) {
     let x = words(isa, rows, weight.inputs, x);
-    let block_rows = block_rows(isa);
-    let blocks = rows.div_ceil(block_rows);
-    let item = |sums: &mut Sums, index: usize| {
-        let (panel, block) = (index / blocks, index % blocks);
+    let block_rows = block_rows(isa, weight.inputs);
+    let (blocks, panels) = (rows.div_ceil(block_rows), weight.panels());
+    let item = |index: usize| {
+        let (block, panel) = (index / panels, index % panels);
         let first = block * block_rows;
         let rows = first..rows.min(first + block_rows);
         let output = panel * PANEL;
         let outputs = PANEL.min(weight.outputs - output);
-        panel_sums(isa, rows, &x, weight, panel, sums, |row, sums| {
+        panel_sums(isa, rows, &x, weight, panel, |row, sums| {
             write(row, output, &sums[..outputs]);
         });
     };
-    let items = blocks * weight.panels();
+    let items = blocks * panels;
     if rows * weight.inputs * weight.outputs < WORTH_A_THREAD {
-        let mut sums = Sums::new();
-        (0..items).for_each(|index| item(&mut sums, index));
+        (0..items).for_each(item);
     } else {
         // One by one, so that a thread that is done finds something to take from the others.
-        (0..items).into_par_iter().with_max_len(1).for_each_init(Sums::new, item);
+        (0..items).into_par_iter().with_max_len(1).for_each(item);
     }
 }
 
 /// Hands each of `rows`, at most [`block_rows`] of them, to `each` with its sums of one panel.
-/// `sums` is memory to compute them in.
 pub fn panel_sums(
     isa: Isa,
     rows: Range<usize>,
     x: &[u32],
     weight: &Matrix,
     panel: usize,
-    sums: &mut Sums,
     mut each: impl FnMut(usize, &[f32; PANEL]),
 ) {
+    let mut memory = SUMS.take();
+    let sums = &mut memory;
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Amx => tiles::block::<Amx>(rows, x, weight, panel, sums, each),
@@ -203,6 +207,7 @@ pub fn panel_sums(
             rows.zip(&*sums).for_each(|(row, sums)| each(row, &sums.0));
         }
     }
+    SUMS.set(memory);
 }
 
 #[inline(always)]

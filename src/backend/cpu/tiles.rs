@@ -65,7 +65,9 @@ pub fn block<T: Tiles>(
     // SAFETY: a u32 is two bf16, any bits are one.
     let x = &unsafe { x.align_to::<bf16>() }.1[rows.start * stride..];
     // All of it is written.
-    sums.resize(count.next_multiple_of(TILE), Row::ZERO);
+    let padded = count.next_multiple_of(TILE);
+    sums.resize(sums.len().max(padded), Row::ZERO);
+    let sums = &mut sums[..padded];
     if count <= FEW {
         for (index, sums) in sums.chunks_mut(TILE).enumerate() {
             let x = &x[index * TILE * stride..];
