@@ -34,8 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// For connections to end once all requests are answered.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// Bytes that are still read of a body beyond the limit: who is cut off while sending sees no answer.
-const OVERRUN: usize = 16 << 20;
+/// How far beyond the limit a body is still read: who is cut off while sending sees no answer.
+const OVERRUN: usize = 8;
+/// A limit below this one is taken for it there: what a client has on its way does not shrink with it.
+const LEAST_LIMIT: usize = 2 << 20;
 
 /// How to be reached.
 #[derive(Clone, Debug)]
@@ -248,7 +250,7 @@ async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
         len += part.len();
         if len <= limit {
             bytes.extend_from_slice(&part);
-        } else if len > limit.saturating_add(OVERRUN) {
+        } else if len > limit.max(LEAST_LIMIT).saturating_mul(OVERRUN) {
             break;
         }
     }
