@@ -52,7 +52,7 @@ __device__ inline unsigned philox(const SampleRowParams &row) {
 struct Scratch {
   double sums[SAMPLE_WARPS];
   unsigned counts[SAMPLE_WARPS];
-  unsigned bins[BINS + 2];  // and two results
+  unsigned bins[BINS + 3];  // and three results
   unsigned listed;
   unsigned unordered_ids[LISTED], ids[LISTED];
   float unordered[LISTED], logits[LISTED];
@@ -107,50 +107,59 @@ struct Row {
   }
 };
 
+// Where the sum of some bins, from the highest on, reaches what is wanted: the bin, and the sums above
+// it and with it. If all of them do not, the bin is the one below the lowest, ~0.
+struct Reached {
+  unsigned bin, above, with;
+};
+
+// Of the first `count` bins, a multiple of 32, which are free again afterwards.
+__device__ Reached reach(unsigned wanted, unsigned count, unsigned *bins) {
+  if (threadIdx.x < 32) {
+    unsigned lane = threadIdx.x, per_lane = count / 32, bin = (32 - lane) * per_lane, mine = 0;
+    for (unsigned i = 1; i <= per_lane; i++) mine += bins[bin - i];
+    unsigned upto = mine;
+    for (unsigned distance = 1; distance < 32; distance *= 2) {
+      unsigned other = __shfl_up_sync(ALL_LANES, upto, distance);
+      if (lane >= distance) upto += other;
+    }
+    unsigned above = upto - mine;
+    // At most one lane passes it.
+    bool passes = above < wanted && wanted <= upto;
+    if (passes) {
+      while (above + bins[bin - 1] < wanted) above += bins[--bin];
+    }
+    if (passes || (lane == 31 && upto < wanted)) {
+      bins[BINS] = passes ? bin - 1 : ~0u;
+      bins[BINS + 1] = passes ? above : upto;
+      bins[BINS + 2] = passes ? above + bins[bin - 1] : upto;
+    }
+  }
+  __syncthreads();
+  Reached reached{bins[BINS], bins[BINS + 1], bins[BINS + 2]};
+  __syncthreads();
+  return reached;
+}
+
 // Lists the tokens with the largest logits: at least `top_k` and all tied with the last of them, or, if
-// that is 0, as many as fit. False if that is not to be had.
-__device__ bool list_largest(const Row &row, unsigned top_k, Scratch &scratch) {
+// that is 0, as many as fit. How many; 0 if they are too many.
+__device__ unsigned list_largest(const Row &row, unsigned top_k, Scratch &scratch) {
   auto bin_of = [&](float logit) {
-    float bin = (row.max - logit) * BINS_PER_LOGIT;
-    return bin < BINS - 1 ? unsigned(bin) : BINS - 1;
+    float below = (row.max - logit) * BINS_PER_LOGIT;
+    return below < BINS - 1 ? BINS - 1 - unsigned(below) : 0;
   };
   for (unsigned i = threadIdx.x; i < BINS; i += SAMPLE_THREADS) scratch.bins[i] = 0;
   if (threadIdx.x == 0) scratch.listed = 0;
   __syncthreads();
   row.each([&](unsigned, float logit) { atomicAdd(&scratch.bins[bin_of(logit)], 1u); });
   __syncthreads();
-  if (threadIdx.x < 32) {
-    // 64 bins a lane; how many tokens lie in its own and those before.
-    constexpr unsigned PER_LANE = BINS / 32;
-    unsigned lane = threadIdx.x, first = lane * PER_LANE, count = 0;
-    for (unsigned i = 0; i < PER_LANE; i++) count += scratch.bins[first + i];
-    unsigned upto = count;
-    for (unsigned distance = 1; distance < 32; distance *= 2) {
-      unsigned other = __shfl_up_sync(ALL_LANES, upto, distance);
-      if (lane >= distance) upto += other;
-    }
-    // Bins that are listed: up to the one in which top_k is reached, or before the one that
-    // overflows.
-    unsigned limit = top_k > 0 ? top_k : LISTED + 1, running = upto - count;
-    if (running < limit && limit <= upto) {
-      unsigned bin = first;
-      while (running + scratch.bins[bin] < limit) running += scratch.bins[bin++];
-      if (top_k > 0) running += scratch.bins[bin++];
-      scratch.bins[BINS] = bin;
-      scratch.bins[BINS + 1] = running;
-    }
-    if (lane == 31 && upto < limit) {
-      scratch.bins[BINS] = BINS;
-      scratch.bins[BINS + 1] = upto;
-    }
-  }
-  __syncthreads();
-  unsigned bins = scratch.bins[BINS], count = scratch.bins[BINS + 1];
-  __syncthreads();
-  // The last bin has no width: what lies in it may be anything.
-  if (count == 0 || count > LISTED || (bins == BINS && count < row.vocab)) return false;
+  Reached reached = reach(top_k > 0 ? top_k : LISTED + 1, BINS, scratch.bins);
+  // With the bin in which top_k is reached, or without the one that overflows.
+  unsigned lowest = reached.bin + (top_k == 0);
+  unsigned count = top_k > 0 ? reached.with : reached.above;
+  if (count > LISTED) return 0;
   row.each([&](unsigned token, float logit) {
-    if (bin_of(logit) >= bins) return;
+    if (bin_of(logit) < lowest) return;
     unsigned at = atomicAdd(&scratch.listed, 1u);
     scratch.unordered_ids[at] = token;
     scratch.unordered[at] = logit;
@@ -163,7 +172,7 @@ __device__ bool list_largest(const Row &row, unsigned top_k, Scratch &scratch) {
     scratch.logits[before] = scratch.unordered[i];
   }
   __syncthreads();
-  return true;
+  return count;
 }
 
 // The key of the k-th largest logit, 11 bits at a time from the top.
@@ -178,33 +187,11 @@ __device__ unsigned kth_key(const Row &row, unsigned k, unsigned *bins) {
       if ((key & known) == prefix) atomicAdd(&bins[key >> shift & ((1u << width) - 1)], 1u);
     });
     __syncthreads();
-    // The highest bin at which the count from above reaches k. Thread t adds up two bins; every
-    // thread finds the sum above its own by a scan over the warps.
-    if (threadIdx.x < 32) {
-      // 64 bins a lane, from the top.
-      unsigned lane = threadIdx.x, per_lane = (1u << width) / 32, top = (32 - lane) * per_lane;
-      unsigned count = 0;
-      for (unsigned i = 1; i <= per_lane; i++) count += bins[top - i];
-      unsigned above = count;
-      for (unsigned distance = 1; distance < 32; distance *= 2) {
-        unsigned other = __shfl_up_sync(ALL_LANES, above, distance);
-        if (lane >= distance) above += other;
-      }
-      above -= count;
-      // Exactly one lane passes k.
-      if (above < k && k <= above + count) {
-        unsigned bin = top;
-        while (above < k) above += bins[--bin];
-        // The rest that is looked for within this bin.
-        bins[BINS] = bin;
-        bins[BINS + 1] = k - (above - bins[bin]);
-      }
-    }
-    __syncthreads();
-    prefix |= bins[BINS] << shift;
+    Reached reached = reach(k, 1u << width, bins);
+    prefix |= reached.bin << shift;
     known |= ((1u << width) - 1) << shift;
-    k = bins[BINS + 1];
-    __syncthreads();
+    // The rest that is looked for within this bin.
+    k -= reached.above;
   }
   return prefix;
 }
@@ -353,13 +340,13 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const Sample
     // Keys of -infinity are below all others and weigh nothing.
     unsigned top_k = how.top_k < p.vocab ? how.top_k : 0;
     double all = top_k == 0 && how.top_p < 1 ? kept_mass(row, scratch.sums) : 0;
-    bool listed = (top_k > 0 || how.top_p < 1) && list_largest(row, top_k, scratch);
-    if (listed) {
+    unsigned listed = top_k > 0 || how.top_p < 1 ? list_largest(row, top_k, scratch) : 0;
+    if (listed > 0) {
       Row list = row;
-      list.take(scratch.logits, scratch.bins[BINS + 1]);
+      list.take(scratch.logits, listed);
       // Without top_k the list must hold the whole nucleus.
-      listed = top_k > 0 || kept_mass(list, scratch.sums) >= double(how.top_p) * all;
-      if (listed) row = list;
+      if (top_k == 0 && kept_mass(list, scratch.sums) < double(how.top_p) * all) listed = 0;
+      if (listed > 0) row = list;
     }
     if (top_k > 0) {
       row.bound = kth_key(row, top_k, scratch.bins);
@@ -368,7 +355,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const Sample
     if (how.top_p < 1) keep_nucleus(row, double(how.top_p) * all, scratch.sums);
     float draw = float(philox(how) >> 8) * (1.0f / (1 << 24));
     token = draw_token(row, draw, scratch.counts, scratch.sums, scratch.bins);
-    if (listed) token = scratch.ids[token];
+    if (listed > 0) token = scratch.ids[token];
   }
   if (threadIdx.x == 0) p.tokens[blockIdx.x] = token;
 }

@@ -41,7 +41,7 @@ pub fn sample<D: Device>(
     assert!(tokens.len >= rows.len(), "tokens: [rows]");
     let warps = THREADS as usize / 32;
     // `Scratch`, whose end is a multiple of 8 bytes.
-    let words = (warps + BINS + 3 + 4 * LISTED).next_multiple_of(2);
+    let words = (warps + BINS + 4 + 4 * LISTED).next_multiple_of(2);
     let shared_bytes = warps * size_of::<f64>() + words * size_of::<u32>();
     for (index, rows) in rows.chunks(ROWS).enumerate() {
         let mut params = SampleParams {
