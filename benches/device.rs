@@ -283,7 +283,7 @@ impl<B: Backend> Bench<'_, B> {
         self.row("add_guidance", count, 16 * count * vocab, 0, |_| {
             backend.add_guidance(count, vocab, 1e-9, &tuned, &untuned, &mut logits)
         })?;
-        // As far apart as a model's, which keep no more than some hundred tokens.
+        // As far apart as a model's; top-p still keeps thousands of them, which is its slow path.
         let peaked = random(7, 15.0, count * vocab).into_iter().map(f32::from);
         let peaked = self.upload(&peaked.collect::<Vec<_>>())?;
         let mut drawn = self.upload(&vec![0; count])?;

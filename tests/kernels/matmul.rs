@@ -7,14 +7,16 @@ pub const SHAPES: [(usize, usize); 8] =
     [(1, 1), (2, 63), (15, 65), (33, 130), (64, 64), (100, 17), (257, 200), (1101, 70)];
 
 /// Row counts, each with a shape, beyond what one block for few rows takes; and none. Enough
-/// inputs for the stages of tiles to be used again, and enough rows and outputs for large ones.
-pub const MANY: [(usize, (usize, usize)); 6] = [
+/// inputs for the stages of tiles to be used again, and enough rows and outputs for large ones; more
+/// rows than any path takes as one block.
+pub const MANY: [(usize, (usize, usize)); 7] = [
     (0, (8, 16)),
     (65, (264, 130)),
     (129, (520, 65)),
     (200, (72, 260)),
     (66, (264, 30)),
     (125, (600, 400)),
+    (530, (40, 66)),
 ];
 
 pub struct Case {

@@ -146,7 +146,7 @@ fn impossible_tokens_are_never_drawn() {
     let mut logits = vec![f32::NEG_INFINITY; 700];
     (logits[400], logits[650]) = (1.0, -3.0);
     for (top_k, top_p) in [(0, 1.0), (50, 1.0), (0, 0.999), (1, 1.0)] {
-        let rows: Vec<_> = (0..150).map(|i| row(1.0, top_k, top_p, i)).collect();
+        let rows: Vec<_> = (0..500).map(|i| row(1.0, top_k, top_p, i)).collect();
         on_every_backend!(|name, backend| {
             let tokens = run(&backend, &rows, logits.len(), &logits.repeat(rows.len()));
             let possible = |&token: &u32| token == 400 || (token == 650 && top_k != 1);
