@@ -64,7 +64,7 @@ fn main() {
     let done = match args.device {
         Device::Cpu => {
             let cpu = Arc::new(CpuBackend::new(None).unwrap());
-            cpu.enter(|| run(&cpu, &args))
+            run(&cpu, &args)
         }
         Device::Cuda => CudaBackend::open().and_then(|gpu| run(&Arc::new(gpu), &args)),
     };

@@ -98,7 +98,7 @@ impl DeviceArgs {
     fn on_cpu<J: Job + Send>(&self, job: J) -> Result<J::Output> {
         let cpu = Arc::new(CpuBackend::new(self.threads)?);
         self.limit(&*cpu)?;
-        cpu.enter(|| job.run(&cpu))
+        job.run(&cpu)
     }
 }
 

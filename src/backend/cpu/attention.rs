@@ -7,13 +7,15 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::CpuBackend;
+#[cfg(target_arch = "x86_64")]
+use super::amx::Amx;
 use super::buffer::Shared;
 use super::isa::vectorized;
 use super::math::{exp, narrow};
+use super::products::{self, MOST_QUERIES, OnTiles, Products, Softmax};
 use super::simd::{self, LANES, Lanes};
+use super::tiles::PortableTiles;
+use super::{CpuBackend, Isa};
 use crate::backend::{Attention, PAGE_LEN, PoolShape};
 use crate::tensor::bf16;
 
@@ -74,13 +76,27 @@ pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
         tables: args.tables,
         table_stride: args.table_stride,
     };
-    let run = |scratch: &mut Scratch, task: Task| run_task(cpu.isa, &args, task, scratch, out);
+    let run = |scratch: &mut Scratch, task: Task| {
+        let queries = args.starts(task).map(|start| &args.qkv[start..][..heads.dim]);
+        match cpu.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if args.fit_tiles() => {
+                let mut products = OnTiles::<Amx>::new(heads.dim, queries);
+                run_task(cpu.isa, &args, task, Some(&mut products), scratch, out);
+            }
+            Isa::PortableTiles if args.fit_tiles() => {
+                let mut products = OnTiles::<PortableTiles>::new(heads.dim, queries);
+                run_task(cpu.isa, &args, task, Some(&mut products), scratch, out);
+            }
+            _ => run_task(cpu.isa, &args, task, None, scratch, out),
+        }
+    };
     if work < WORTH_A_THREAD {
         let mut scratch = Scratch::default();
         tasks.into_iter().for_each(|task| run(&mut scratch, task));
     } else {
-        let tasks = tasks.into_par_iter().with_max_len(1);
-        cpu.pool.install(|| tasks.for_each_init(Scratch::default, run));
+        cpu.team
+            .each_with(tasks.len(), Scratch::default, |scratch, task| run(scratch, tasks[task]));
     }
 }
 
@@ -102,6 +118,22 @@ impl Inputs<'_> {
     /// A row's page of these positions.
     fn page(&self, row: usize, index: usize) -> usize {
         self.tables[self.row_segments[row] as usize * self.table_stride + index] as usize
+    }
+
+    /// Where the queries of a task begin in `qkv`, in the rows' order and in each by heads.
+    fn starts(&self, task: Task) -> impl ExactSizeIterator<Item = usize> + use<> {
+        let heads = self.shape.heads;
+        let group = heads.query / heads.kv;
+        (0..task.rows * group).map(move |index| {
+            let (row, head) = (task.first_row + index / group, task.head * group + index % group);
+            row * heads.qkv_width() + head * heads.dim
+        })
+    }
+
+    /// Whether queries and keys are what tiles can hold.
+    fn fit_tiles(&self) -> bool {
+        let heads = self.shape.heads;
+        products::fit(heads.dim) && heads.query / heads.kv <= MOST_QUERIES
     }
 
     /// Its keys, `[PAGE_LEN, dim]`, then its values, of one head.
@@ -144,30 +176,41 @@ struct Scratch {
     queries: Vec<Query>,
     /// `[queries, channels / LANES]` the weighted values so far.
     sums: Vec<[f32; LANES]>,
+    softmax: Softmax,
 }
 
 vectorized! {
     /// Computes one task.
-    fn run_task(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Shared<bf16>) = run::<S>;
+    fn run_task(
+        inputs: &Inputs<'_>,
+        task: Task,
+        products: Option<&mut dyn Products>,
+        scratch: &mut Scratch,
+        out: Shared<bf16>,
+    ) = run::<S>;
 }
 
 #[inline(always)]
-fn run<S: Lanes>(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Shared<bf16>) {
+fn run<S: Lanes>(
+    inputs: &Inputs<'_>,
+    task: Task,
+    mut products: Option<&mut dyn Products>,
+    scratch: &mut Scratch,
+    out: Shared<bf16>,
+) {
     let heads = inputs.shape.heads;
     let (dim, group, chunks) = (heads.dim, heads.query / heads.kv, heads.dim.div_ceil(LANES));
-    let Scratch { queries, sums } = scratch;
+    let Scratch { queries, sums, softmax } = scratch;
     queries.clear();
-    for row in task.first_row..task.first_row + task.rows {
-        let end = inputs.positions[row] as usize + 1;
+    for (index, start) in inputs.starts(task).enumerate() {
+        let end = inputs.positions[task.first_row + index / group] as usize + 1;
         let first = inputs.window.map_or(0, |window| end.saturating_sub(window));
-        for query in 0..group {
-            let start = row * heads.qkv_width() + (task.head * group + query) * dim;
-            let (max, total) = (f32::NEG_INFINITY, [0.0; LANES]);
-            queries.push(Query { start, first, end, max, total });
-        }
+        let (max, total) = (f32::NEG_INFINITY, [0.0; LANES]);
+        queries.push(Query { start, first, end, max, total });
     }
     sums.clear();
     sums.resize(queries.len() * chunks, [0.0; LANES]);
+    *softmax = Softmax::default();
 
     let first = queries.iter().map(|query| query.first).min().unwrap_or(0) / PAGE_LEN;
     let end = queries.iter().map(|query| query.end).max().unwrap_or(0).div_ceil(PAGE_LEN);
@@ -193,9 +236,18 @@ fn run<S: Lanes>(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Sh
                     S::prefetch(line.as_ptr());
                 }
             }
-            let (queries, sums) =
-                (&mut queries[from * group..to * group], &mut sums[from * group * chunks..]);
-            add_page::<S>(inputs, index, memory, queries, sums);
+            let some = from * group..to * group;
+            let sums = &mut sums[some.start * chunks..some.end * chunks];
+            if let Some(products) = &mut products {
+                products.multiply(some.clone(), &memory[..PAGE_LEN * dim], &mut softmax.weights);
+                let slots = |query: usize| queries[query].slots(index);
+                softmax.weigh::<S>(some.clone(), inputs.scale, slots);
+                let values = &memory[PAGE_LEN * dim..];
+                let queries = (some.start, &queries[some]);
+                add_weighed_page::<S>(index, dim, values, softmax, queries, sums);
+            } else {
+                add_page::<S>(inputs, index, memory, &mut queries[some], sums);
+            }
             from = to;
         }
     }
@@ -204,13 +256,19 @@ fn run<S: Lanes>(inputs: &Inputs<'_>, task: Task, scratch: &mut Scratch, out: Sh
         let (row, head) = (task.first_row + index / group, task.head * group + index % group);
         // SAFETY: each row and head belongs to one task; the output outlives all tasks.
         let out = unsafe { out.range(row * heads.query_width() + head * dim, dim) };
-        let factor = 1.0 / S::load(&query.total).sum();
+        let total = match &products {
+            Some(_) => softmax.total::<S>(index),
+            None => S::load(&query.total).sum(),
+        };
+        let factor = S::splat(1.0 / total);
         for (out, sum) in out.chunks_mut(LANES).zip(sums) {
             let mut values = [0.0; LANES];
-            S::load(sum).mul(S::splat(factor)).store(&mut values);
-            for (out, value) in out.iter_mut().zip(values) {
-                *out = narrow(value);
+            S::load(sum).mul(factor).store(&mut values);
+            let mut halves = [bf16::ZERO; LANES];
+            for (half, value) in halves.iter_mut().zip(values) {
+                *half = narrow(value);
             }
+            out.copy_from_slice(&halves[..out.len()]);
         }
     }
 }
@@ -226,28 +284,59 @@ fn add_page<S: Lanes>(
     sums: &mut [[f32; LANES]],
 ) {
     let dim = inputs.shape.heads.dim;
-    let chunks = dim.div_ceil(LANES);
     let (keys, values) = memory.split_at(PAGE_LEN * dim);
-    for (some, sums) in queries.chunks_mut(TOGETHER).zip(sums.chunks_mut(TOGETHER * chunks)) {
+    let sums = sums.chunks_mut(TOGETHER * dim.div_ceil(LANES));
+    for (queries, sums) in queries.chunks_mut(TOGETHER).zip(sums) {
         let mut weights = [[0.0; LANES]; TOGETHER];
         let mut rescale = [1.0; TOGETHER];
-        let mut whole = some.len() == TOGETHER;
-        for (i, query) in some.iter_mut().enumerate() {
-            let slots = query.slots(index);
-            whole &= slots == (0..PAGE_LEN);
+        for (i, query) in queries.iter_mut().enumerate() {
             let channels = &inputs.qkv[query.start..][..dim];
             let scores = scores::<S>(channels, keys).mul(S::splat(inputs.scale));
-            (weights[i], rescale[i]) = weigh::<S>(scores, slots, query);
+            (weights[i], rescale[i]) = weigh::<S>(scores, query.slots(index), query);
         }
-        if whole {
-            add_values::<S, TOGETHER>(dim, values, 0..PAGE_LEN, &weights, &rescale, sums);
-        } else {
-            for (i, query) in some.iter().enumerate() {
-                let sums = &mut sums[i * chunks..][..chunks];
-                let (weights, rescale) = ([weights[i]], [rescale[i]]);
-                add_values::<S, 1>(dim, values, query.slots(index), &weights, &rescale, sums);
-            }
-        }
+        let weight = |query: usize, slot: usize| weights[query][slot];
+        add_values_of::<S>(index, dim, values, queries, weight, |query| rescale[query], sums);
+    }
+}
+
+/// As [`add_page`], for the queries `some` of the task's, whose weights are there already.
+#[inline(always)]
+fn add_weighed_page<S: Lanes>(
+    index: usize,
+    dim: usize,
+    values: &[bf16],
+    softmax: &Softmax,
+    (first, queries): (usize, &[Query]),
+    sums: &mut [[f32; LANES]],
+) {
+    let sums = sums.chunks_mut(TOGETHER * dim.div_ceil(LANES));
+    for (group, (queries, sums)) in queries.chunks(TOGETHER).zip(sums).enumerate() {
+        let first = first + group * TOGETHER;
+        let weight = |query: usize, slot: usize| softmax.weights[slot].0[first + query];
+        let rescale = |query: usize| softmax.rescale.0[first + query];
+        add_values_of::<S>(index, dim, values, queries, weight, rescale, sums);
+    }
+}
+
+/// The values of page `index`, weighted, into the sums of up to [`TOGETHER`] queries.
+#[inline(always)]
+fn add_values_of<S: Lanes>(
+    index: usize,
+    dim: usize,
+    values: &[bf16],
+    queries: &[Query],
+    weight: impl Fn(usize, usize) -> f32,
+    rescale: impl Fn(usize) -> f32,
+    sums: &mut [[f32; LANES]],
+) {
+    let chunks = dim.div_ceil(LANES);
+    let whole = queries.iter().all(|query| query.slots(index) == (0..PAGE_LEN));
+    if whole && queries.len() == TOGETHER {
+        return add_values::<S, TOGETHER>(dim, values, 0..PAGE_LEN, weight, rescale, sums);
+    }
+    for (i, (query, sums)) in queries.iter().zip(sums.chunks_mut(chunks)).enumerate() {
+        let (weight, rescale) = (|_, slot| weight(i, slot), |_| rescale(i));
+        add_values::<S, 1>(dim, values, query.slots(index), weight, rescale, sums);
     }
 }
 
@@ -313,15 +402,15 @@ fn weigh<S: Lanes>(mut scores: S, slots: Range<usize>, query: &mut Query) -> ([f
     (lanes, rescale)
 }
 
-/// `sums = sums · rescale + Σ weight · value` over the slots, for `N` queries.
+/// `sums = sums · rescale + Σ weight · value` over the slots, for `N` queries, `weight(query, slot)`.
 /// `values: [PAGE_LEN, dim]`, `sums: [N, dim / LANES]`.
 #[inline(always)]
 fn add_values<S: Lanes, const N: usize>(
     dim: usize,
     values: &[bf16],
     slots: Range<usize>,
-    weights: &[[f32; LANES]],
-    rescale: &[f32],
+    weight: impl Fn(usize, usize) -> f32,
+    rescale: impl Fn(usize) -> f32,
     sums: &mut [[f32; LANES]],
 ) {
     let whole = dim / LANES;
@@ -330,10 +419,10 @@ fn add_values<S: Lanes, const N: usize>(
         let count = CHUNK.min(whole - chunk);
         let slots = slots.clone();
         match count {
-            1 => add_chunks::<S, N, 1>(dim, values, chunk, slots, weights, rescale, sums),
-            2 => add_chunks::<S, N, 2>(dim, values, chunk, slots, weights, rescale, sums),
-            3 => add_chunks::<S, N, 3>(dim, values, chunk, slots, weights, rescale, sums),
-            _ => add_chunks::<S, N, CHUNK>(dim, values, chunk, slots, weights, rescale, sums),
+            1 => add_chunks::<S, N, 1>(dim, values, chunk, slots, &weight, &rescale, sums),
+            2 => add_chunks::<S, N, 2>(dim, values, chunk, slots, &weight, &rescale, sums),
+            3 => add_chunks::<S, N, 3>(dim, values, chunk, slots, &weight, &rescale, sums),
+            _ => add_chunks::<S, N, CHUNK>(dim, values, chunk, slots, &weight, &rescale, sums),
         }
         chunk += count;
     }
@@ -341,10 +430,10 @@ fn add_values<S: Lanes, const N: usize>(
     if rest > 0 {
         for query in 0..N {
             let sum = &mut sums[query * (whole + 1) + whole];
-            let mut acc = S::load(sum).mul(S::splat(rescale[query]));
+            let mut acc = S::load(sum).mul(S::splat(rescale(query)));
             for slot in slots.clone() {
                 let value = S::widen(&padded(&values[(slot + 1) * dim - rest..][..rest]));
-                acc = S::splat(weights[query][slot]).mul_add(value, acc);
+                acc = S::splat(weight(query, slot)).mul_add(value, acc);
             }
             acc.store(sum);
         }
@@ -353,13 +442,14 @@ fn add_values<S: Lanes, const N: usize>(
 
 /// [`add_values`] for `COUNT` vectors of channels from `chunk` on.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // Indices, which keep the sums in registers.
 fn add_chunks<S: Lanes, const N: usize, const COUNT: usize>(
     dim: usize,
     values: &[bf16],
     chunk: usize,
     slots: Range<usize>,
-    weights: &[[f32; LANES]],
-    rescale: &[f32],
+    weight: impl Fn(usize, usize) -> f32,
+    rescale: impl Fn(usize) -> f32,
     sums: &mut [[f32; LANES]],
 ) {
     let stride = dim.div_ceil(LANES);
@@ -367,7 +457,7 @@ fn add_chunks<S: Lanes, const N: usize, const COUNT: usize>(
     for query in 0..N {
         for at in 0..COUNT {
             let sum = &sums[query * stride + chunk + at];
-            acc[query][at] = S::load(sum).mul(S::splat(rescale[query]));
+            acc[query][at] = S::load(sum).mul(S::splat(rescale(query)));
         }
     }
     for slot in slots {
@@ -376,7 +466,7 @@ fn add_chunks<S: Lanes, const N: usize, const COUNT: usize>(
         for at in 0..COUNT {
             let value = S::widen(&value[at]);
             for query in 0..N {
-                acc[query][at] = S::splat(weights[query][slot]).mul_add(value, acc[query][at]);
+                acc[query][at] = S::splat(weight(query, slot)).mul_add(value, acc[query][at]);
             }
         }
     }

@@ -72,6 +72,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        // SAFETY: see the module's head.
+        unsafe { Self(_mm512_div_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
         // SAFETY: see the module's head.
         unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, addend.0)) }
@@ -227,6 +233,11 @@ impl Lanes for Avx512Bf16 {
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
         Self(self.0.mul(other.0))
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self(self.0.div(other.0))
     }
 
     #[inline(always)]

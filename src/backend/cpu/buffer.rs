@@ -1,24 +1,30 @@
 //! Aligned, zeroed memory.
 
-use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 
 use crate::backend::{Memory, Share};
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 
-/// Elements on a page boundary, zero at first. Buffers come from the system page by page, and a
-/// page takes memory only once it is written: a large, mostly empty cache costs nothing.
+/// Elements on a cache line's boundary, zero at first. Buffers come from the system page by page, and
+/// a page takes memory only once it is written: a large, mostly empty cache costs nothing.
 /// (`alloc_zeroed` would write all of it where more than the usual alignment is asked for.)
 pub struct Buffer<T: Element> {
-    map: MmapMut,
+    start: NonNull<T>,
     len: usize,
-    element: PhantomData<T>,
+    /// Where the elements are; nobody else reads or writes this part of it.
+    _map: Arc<MmapRaw>,
     _share: Share,
 }
+
+// SAFETY: a buffer is the only way to its elements, which are plain numbers.
+unsafe impl<T: Element> Send for Buffer<T> {}
+// SAFETY: as above; shared references only read.
+unsafe impl<T: Element> Sync for Buffer<T> {}
 
 impl<T: Element> Buffer<T> {
     /// `len` zeros, taken from `memory`.
@@ -27,36 +33,95 @@ impl<T: Element> Buffer<T> {
     /// [`Error::DeviceBudget`] when they are beyond the budget, [`Error::OutOfMemory`] when the system
     /// refuses them.
     pub fn new(memory: &Arc<Memory>, len: usize) -> Result<Self> {
-        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits in memory");
-        let share = memory.take(bytes)?;
-        let map =
-            MmapMut::map_anon(bytes).map_err(|source| Error::OutOfMemory { bytes, source })?;
-        Ok(Self { map, len, element: PhantomData, _share: share })
+        let share = memory.take(bytes_of::<T>(len))?;
+        Ok(Self::within(Arc::new(map(bytes_of::<T>(len))?), 0, len, share))
     }
 
-    /// Asks for large pages, which spare address translations: for what is written once as a
-    /// whole and then streamed through.
-    pub fn prefer_huge_pages(&self) {
-        // Only a wish: a system without them goes on with small ones.
-        #[cfg(target_os = "linux")]
-        let _ = self.map.advise(memmap2::Advice::HugePage);
+    /// The elements `from` a byte of `map` on, which must be zeros and nobody else's.
+    fn within(map: Arc<MmapRaw>, from: usize, len: usize, share: Share) -> Self {
+        assert!(from.is_multiple_of(LINE) && from + bytes_of::<T>(len) <= map.len());
+        let start = NonNull::new(map.as_mut_ptr().wrapping_add(from)).expect("not at address 0");
+        Self { start: start.cast(), len, _map: map, _share: share }
     }
 }
 
 impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: the map holds at least `len` elements and starts on a page boundary; elements
-        // are plain numbers, for which any bytes, zeros at first, are valid.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
+        // SAFETY: `len` elements from `start` on lie in the map, aligned, and are this buffer's;
+        // they are plain numbers, for which any bytes, zeros at first, are valid.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and `&mut self` is the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
+}
+
+/// What every buffer's start is a multiple of.
+const LINE: usize = 64;
+/// A large page of x86-64, and of AArch64 with small pages of 4 KiB.
+const LARGE_PAGE: usize = 2 << 20;
+/// Addresses that are asked for at a time.
+const SLAB: usize = 64 << 20;
+
+/// Hands out memory that is written once as a whole and then streamed through: buffers one behind the
+/// other in large pages, which spare address translations. (One by one, most matrices of a small
+/// model are too small for such pages; reading them then takes half as long again.)
+#[derive(Default)]
+pub struct Slabs(Mutex<Option<Slab>>);
+
+struct Slab {
+    map: Arc<MmapRaw>,
+    /// Bytes from the map's start that are taken.
+    used: usize,
+}
+
+impl Slabs {
+    /// `len` zeros, taken from `memory`.
+    ///
+    /// # Errors
+    /// As [`Buffer::new`].
+    pub fn buffer<T: Element>(&self, memory: &Arc<Memory>, len: usize) -> Result<Buffer<T>> {
+        let bytes = bytes_of::<T>(len);
+        let share = memory.take(bytes)?;
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let slab = match current.take() {
+            Some(slab) if bytes <= slab.map.len() - slab.used => slab,
+            _ => Slab::new(bytes)?,
+        };
+        let buffer = Buffer::within(slab.map.clone(), slab.used, len, share);
+        // The next one begins on a line within the map, or finds no room in it.
+        let used = (slab.used + bytes).next_multiple_of(LINE).min(slab.map.len());
+        *current = Some(Slab { used, ..slab });
+        Ok(buffer)
+    }
+}
+
+impl Slab {
+    /// Room for `bytes`, and for more if they are few.
+    fn new(bytes: usize) -> Result<Self> {
+        let room = bytes.max(SLAB).checked_next_multiple_of(LARGE_PAGE).unwrap_or(bytes);
+        let map = map(room.saturating_add(LARGE_PAGE))?;
+        // Only a wish: a system without large pages goes on with small ones.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let used = map.as_ptr().align_offset(LARGE_PAGE);
+        Ok(Self { map: Arc::new(map), used })
+    }
+}
+
+fn bytes_of<T>(len: usize) -> usize {
+    len.checked_mul(size_of::<T>()).expect("a buffer's size fits in memory")
+}
+
+/// Zeros from the system.
+fn map(bytes: usize) -> Result<MmapRaw> {
+    let map = MmapMut::map_anon(bytes).map_err(|source| Error::OutOfMemory { bytes, source })?;
+    Ok(map.into())
 }
 
 /// Memory that programs can still have, where the system says so (Linux).
@@ -82,6 +147,17 @@ impl<T> Shared<T> {
     /// Shares `slice` until the last copy of this is gone.
     pub fn new(slice: &mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len() }
+    }
+
+    /// The elements `from..from + len`, to read.
+    ///
+    /// # Safety
+    /// The slice that this was made from must still be borrowed, and nobody may write these elements
+    /// meanwhile.
+    pub unsafe fn part(&self, from: usize, len: usize) -> &[T] {
+        assert!(from + len <= self.len, "{from} + {len} of {}", self.len);
+        // SAFETY: in bounds; the caller keeps the slice alive and writers away.
+        unsafe { std::slice::from_raw_parts(self.start.add(from), len) }
     }
 
     /// The elements `from..from + len`.
@@ -123,5 +199,31 @@ mod tests {
         assert_eq!(buffer.as_ptr().addr() % 64, 0);
         // Half of it, for what other tests take meanwhile.
         assert!(resident_pages() < before + (1 << 17), "memory was written");
+    }
+
+    /// Goal: weights that are read together stand together, each on lines of its own, also those that
+    /// no slab has room for; who drops one leaves the others.
+    #[test]
+    fn a_slab_holds_buffers_one_behind_the_other() {
+        let (memory, slabs) = (Memory::new(None), Slabs::default());
+        let slab = SLAB / size_of::<u32>();
+        let lens = [3, 1 << 20, 0, slab, 100, slab - 2, 1];
+        let mut buffers: Vec<Buffer<u32>> =
+            lens.iter().map(|&len| slabs.buffer(&memory, len).expect("memory")).collect();
+        let start = |buffer: &Buffer<u32>| buffer.as_ptr().addr();
+        assert!(start(&buffers[0]).is_multiple_of(LARGE_PAGE));
+        assert_eq!(start(&buffers[1]), start(&buffers[0]) + LINE);
+        assert!(buffers.iter().all(|buffer| start(buffer).is_multiple_of(LINE)));
+        for (value, buffer) in (1..).zip(&mut buffers) {
+            assert!(buffer.iter().all(|&number| number == 0));
+            buffer.fill(value);
+        }
+        assert_eq!(memory.taken(), lens.iter().sum::<usize>() * size_of::<u32>());
+        drop(buffers.remove(1));
+        for (value, buffer) in [1, 3, 4, 5, 6, 7].into_iter().zip(&buffers) {
+            assert!(buffer.iter().all(|&number| number == value));
+        }
+        drop(buffers);
+        assert_eq!(memory.taken(), 0);
     }
 }

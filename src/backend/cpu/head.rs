@@ -1,12 +1,12 @@
 //! From the last hidden state to log-probabilities, without `[rows, vocab]` in memory.
 
-use rayon::prelude::*;
-
 use super::CpuBackend;
 use super::buffer::Shared;
-use super::math::{LogSumExp, log_sum_exp};
-use super::matmul::{block_rows, panel_sums, words};
+use super::isa::vectorized;
+use super::math::{LogSumExp, log_sum_exp, plus};
+use super::matmul::{Block, block_rows, panel_sums, words};
 use super::matrix::{Matrix, PANEL};
+use super::simd::Lanes;
 use crate::backend::Entries;
 use crate::tensor::bf16;
 
@@ -28,38 +28,39 @@ pub fn logprobs(
     let entries: Vec<&[u32]> = (0..rows).map(|row| entries.of(row)).collect();
     let is_token = |&e: &u32| (targets[e as usize] as usize) < head.outputs;
     assert!(entries.iter().copied().flatten().all(is_token), "a target is no token");
-    let x = words(cpu.isa, rows, head.inputs, x);
+    let x = words(cpu, rows, head.inputs, x);
     let tasks = head.panels().div_ceil(TASK_PANELS);
     // `[tasks, rows]`
     let mut partials = vec![LogSumExp::EMPTY; tasks * rows];
     let block_rows = block_rows(cpu.isa, head.inputs);
     // The targets' logits at first.
     let target_logits = Shared::new(&mut *out);
-    let run = |(task, partials): (usize, &mut [LogSumExp])| {
+    let all = Shared::new(&mut partials);
+    cpu.team.each(tasks, |task| {
+        // SAFETY: each task has partial sums of its own, borrowed until all are done.
+        let partials = unsafe { all.range(task * rows, rows) };
         let panels = task * TASK_PANELS..head.panels().min((task + 1) * TASK_PANELS);
         for first in (0..rows).step_by(block_rows) {
             let rows = first..rows.min(first + block_rows);
             for panel in panels.clone() {
-                let output = panel * PANEL;
-                let outputs = PANEL.min(head.outputs - output);
-                panel_sums(cpu.isa, rows.clone(), &x, head, panel, |row, logits| {
-                    for &entry in entries[row] {
-                        let target = (targets[entry as usize] as usize).wrapping_sub(output);
-                        if target < outputs {
-                            // SAFETY: an entry has one row, and its target lies in one panel, so
-                            // one task writes it; `out` is borrowed until the end.
-                            unsafe { target_logits.range(entry as usize, 1)[0] = logits[target] };
+                panel_sums(cpu.isa, rows.clone(), &x, head, panel, |block| {
+                    for (row, logits) in block.rows.clone().zip(block.sums) {
+                        for &entry in entries[row] {
+                            let target = targets[entry as usize] as usize;
+                            let target = target.wrapping_sub(block.output);
+                            if target < block.outputs {
+                                // SAFETY: an entry has one row, and its target lies in one panel, so
+                                // one task writes it; `out` is borrowed until the end.
+                                let place = unsafe { target_logits.range(entry as usize, 1) };
+                                place[0] = logits.0[target];
+                            }
                         }
                     }
-                    partials[row] = log_sum_exp(cpu.isa, partials[row], &logits[..outputs]);
+                    add_logits(cpu.isa, &mut partials[block.rows.clone()], block);
                 });
             }
         }
-    };
-    if rows > 0 {
-        let chunks = partials.par_chunks_mut(rows).enumerate().with_max_len(1);
-        cpu.pool.install(|| chunks.for_each(run));
-    }
+    });
     for (row, entries) in entries.iter().enumerate() {
         let mut total = LogSumExp::EMPTY;
         for partial in partials[row..].iter().step_by(rows) {
@@ -68,6 +69,18 @@ pub fn logprobs(
         for &entry in *entries {
             out[entry as usize] -= total.value();
         }
+    }
+}
+
+vectorized! {
+    /// More logits of some rows into their denominators.
+    fn add_logits(partials: &mut [LogSumExp], block: Block<'_>) = plus_block::<S>;
+}
+
+#[inline(always)]
+fn plus_block<S: Lanes>(partials: &mut [LogSumExp], block: Block<'_>) {
+    for (partial, logits) in partials.iter_mut().zip(block.sums) {
+        *partial = plus::<S>(*partial, &logits.0[..block.outputs]);
     }
 }
 
@@ -84,13 +97,15 @@ pub fn add_guidance(
         let chunks = values.chunks(TASK_PANELS * PANEL);
         chunks.fold(LogSumExp::EMPTY, |total, chunk| log_sum_exp(cpu.isa, total, chunk)).value()
     };
-    let run = |((logits, tuned), untuned): ((&mut [f32], &[f32]), &[f32])| {
+    let (rows, all) = (logits.len() / vocab, Shared::new(logits));
+    cpu.team.each(rows, |row| {
+        let (from, to) = (row * vocab, (row + 1) * vocab);
+        let (tuned, untuned) = (&tuned[from..to], &untuned[from..to]);
+        // SAFETY: each task has a row of its own, borrowed until all are done.
+        let logits = unsafe { all.range(from, vocab) };
         let shift = total(untuned) - total(tuned);
         for ((logit, &tuned), &untuned) in logits.iter_mut().zip(tuned).zip(untuned) {
             *logit += weight * (tuned - untuned + shift);
         }
-    };
-    let rows =
-        logits.par_chunks_mut(vocab).zip(tuned.par_chunks(vocab)).zip(untuned.par_chunks(vocab));
-    cpu.pool.install(|| rows.for_each(run));
+    });
 }

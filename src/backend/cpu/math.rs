@@ -120,8 +120,9 @@ vectorized! {
     pub fn log_sum_exp(total: LogSumExp, values: &[f32]) -> LogSumExp = plus::<S>;
 }
 
+/// [`log_sum_exp`] in lanes.
 #[inline(always)]
-fn plus<S: Lanes>(mut total: LogSumExp, values: &[f32]) -> LogSumExp {
+pub fn plus<S: Lanes>(mut total: LogSumExp, values: &[f32]) -> LogSumExp {
     let (whole, rest) = values.as_chunks::<LANES>();
     let mut most = S::splat(f32::NEG_INFINITY);
     for values in whole {

@@ -4,19 +4,17 @@
 //! steps that a pair takes, in one accumulator, whatever the number of rows and threads: so a row's
 //! result never depends on its neighbours.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::mem;
-use std::ops::{Deref, Range};
-
-use rayon::prelude::*;
+use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Amx;
-use super::isa::{Isa, vectorized};
+use super::isa::vectorized;
 use super::matrix::{BLOCK_PAIRS, Matrix, PANEL, VECTORS, WeightPairs};
 use super::simd::{LANES, Lanes};
 use super::tiles::{self, PortableTiles, TILE};
+use super::{CpuBackend, Isa};
 use crate::tensor::bf16;
 
 /// Rows that run through one panel before the next panel is read: tiles do it so fast that
@@ -44,6 +42,30 @@ pub struct Row(pub [f32; PANEL]);
 
 impl Row {
     pub const ZERO: Self = Self([0.0; PANEL]);
+
+    /// One vector of them.
+    #[inline(always)]
+    pub fn vector(&self, vector: usize) -> &[f32; LANES] {
+        &self.0.as_chunks().0[vector]
+    }
+
+    /// One vector of them.
+    #[inline(always)]
+    pub fn vector_mut(&mut self, vector: usize) -> &mut [f32; LANES] {
+        &mut self.0.as_chunks_mut().0[vector]
+    }
+}
+
+/// The sums of some rows and one panel.
+#[derive(Clone)]
+pub struct Block<'a> {
+    pub rows: Range<usize>,
+    /// The panel's first output.
+    pub output: usize,
+    /// Its outputs: the sums behind them mean nothing.
+    pub outputs: usize,
+    /// `[rows]`
+    pub sums: &'a [Row],
 }
 
 thread_local! {
@@ -54,61 +76,75 @@ thread_local! {
     static SUMS: Cell<Sums> = const { Cell::new(Vec::new()) };
 }
 
-/// See [`words`]; what is owned begins with a cache line, somewhere behind its memory's start.
-pub struct Words<'a>(Cow<'a, [u32]>, usize);
+/// See [`words`].
+pub struct Words<'a> {
+    /// Rows that already stand as they should, from the first one on.
+    borrowed: &'a [u32],
+    /// The rows behind them, from the cache line at `start` on.
+    owned: Vec<u32>,
+    start: usize,
+}
 
-impl Deref for Words<'_> {
-    type Target = [u32];
-    fn deref(&self) -> &[u32] {
-        &self.0[self.1..]
+impl Words<'_> {
+    /// The words of a row, or of a tile of rows, from word `from` on, and what stands behind them.
+    #[inline(always)]
+    pub fn from(&self, from: usize) -> &[u32] {
+        match from.checked_sub(self.borrowed.len()) {
+            None => &self.borrowed[from..],
+            Some(from) => &self.owned[self.start + from..],
+        }
     }
 }
 
 impl Drop for Words<'_> {
     fn drop(&mut self) {
-        if let Cow::Owned(words) = mem::take(&mut self.0) {
-            SPARE.set(words);
+        if !self.owned.is_empty() {
+            SPARE.set(mem::take(&mut self.owned));
         }
     }
 }
 
 /// `x: [rows, inputs]` in the words that an instruction set multiplies with: pairs of bf16, or two
 /// f32, `[rows, Lanes::STEPS, pairs]`; an odd last input gets a zero beside it. For tiles also pairs
-/// and rows are filled up with zeros to whole tiles. Whatever comes behind means nothing.
-pub fn words(isa: Isa, rows: usize, inputs: usize, x: &[bf16]) -> Words<'_> {
+/// and rows are filled up with zeros to whole tiles. What is so already, all rows or all whole tiles
+/// of them, stays where it is.
+pub fn words<'a>(cpu: &CpuBackend, rows: usize, inputs: usize, x: &'a [bf16]) -> Words<'a> {
+    let isa = cpu.isa;
     let x = &x[..rows * inputs];
     let pairs = inputs.div_ceil(2);
-    let (steps, padded_pairs, padded_rows) = match isa {
-        Isa::PortableTiles | Isa::Amx => (1, tiles::stride(pairs), rows.next_multiple_of(TILE)),
+    let (steps, padded_pairs, whole) = match isa {
+        Isa::PortableTiles | Isa::Amx => (1, tiles::stride(pairs), rows / TILE * TILE),
         _ => (steps(isa), pairs, rows),
     };
+    let mut borrowed: &[u32] = &[];
     if steps == 1
-        && (2 * padded_pairs, padded_rows) == (inputs, rows)
+        && 2 * padded_pairs == inputs
         && cfg!(target_endian = "little")
         // SAFETY: any two bf16 are a valid u32; `align_to` takes care of alignment.
         && let ([], words, []) = unsafe { x.align_to::<u32>() }
     {
-        return Words(Cow::Borrowed(words), 0);
+        borrowed = &words[..whole * padded_pairs];
     }
     let width = padded_pairs * steps;
-    let mut out = SPARE.take();
+    let x = &x[borrowed.len() / width * inputs..];
+    if x.is_empty() {
+        return Words { borrowed, owned: Vec::new(), start: 0 };
+    }
+    let rows = x.len() / inputs;
+    let padded_rows = match isa {
+        Isa::PortableTiles | Isa::Amx => rows.next_multiple_of(TILE),
+        _ => rows,
+    };
+    let mut owned = SPARE.take();
     // A tile's rows are as long as a cache line, and slow where they straddle two.
     const LINE: usize = 64;
-    out.resize(out.len().max(padded_rows * width + LINE / size_of::<u32>()), 0);
-    let start = out.as_ptr().align_offset(LINE);
-    let row = |(out, x): (&mut [u32], &[bf16])| row_words(isa, x, steps, out);
-    let (used, padding) = out[start..][..padded_rows * width].split_at_mut(rows * width);
+    owned.resize(owned.len().max(padded_rows * width + LINE / size_of::<u32>()), 0);
+    let start = owned.as_ptr().align_offset(LINE);
+    let (used, padding) = owned[start..][..padded_rows * width].split_at_mut(rows * width);
     padding.fill(0);
-    if x.len() < ROWS_WORTH_A_THREAD {
-        used.chunks_mut(width).zip(x.chunks(inputs)).for_each(row);
-    } else {
-        used.par_chunks_mut(width).zip(x.par_chunks(inputs)).for_each(row);
-    }
-    Words(Cow::Owned(out), start)
+    cpu.by_row(rows, (x, inputs), (used, width), |x, out| row_words(isa, x, steps, out));
+    Words { borrowed, owned, start }
 }
-
-/// Inputs below which one thread turns them into words.
-const ROWS_WORTH_A_THREAD: usize = 1 << 16;
 
 vectorized! {
     /// [`Lanes::STEPS`]
@@ -118,7 +154,7 @@ vectorized! {
     /// The sums of `rows`, at most [`block_rows`] of them, and one panel, in lanes.
     fn lane_sums(
         rows: Range<usize>,
-        x: &[u32],
+        x: &Words<'_>,
         weight: &Matrix,
         panel: usize,
         sums: &mut Sums,
@@ -156,65 +192,70 @@ fn words_of(x: &[bf16], steps: usize, out: &mut [u32]) {
     }
 }
 
-/// Computes all sums and hands them to `write(row, first_output, sums)`, from several threads,
-/// each place once.
+/// Computes all sums and hands them to `write`, from several threads, each once.
 pub fn matmul(
-    isa: Isa,
+    cpu: &CpuBackend,
     rows: usize,
     x: &[bf16],
     weight: &Matrix,
-    write: impl Fn(usize, usize, &[f32]) + Sync,
+    write: impl Fn(Block<'_>) + Sync,
 ) {
-    let x = words(isa, rows, weight.inputs, x);
+    let isa = cpu.isa;
+    let x = words(cpu, rows, weight.inputs, x);
     let block_rows = block_rows(isa, weight.inputs);
     let (blocks, panels) = (rows.div_ceil(block_rows), weight.panels());
     let item = |index: usize| {
         let (block, panel) = (index / panels, index % panels);
         let first = block * block_rows;
-        let rows = first..rows.min(first + block_rows);
-        let output = panel * PANEL;
-        let outputs = PANEL.min(weight.outputs - output);
-        panel_sums(isa, rows, &x, weight, panel, |row, sums| {
-            write(row, output, &sums[..outputs]);
-        });
+        panel_sums(isa, first..rows.min(first + block_rows), &x, weight, panel, &write);
     };
     let items = blocks * panels;
     if rows * weight.inputs * weight.outputs < WORTH_A_THREAD {
         (0..items).for_each(item);
     } else {
-        // One by one, so that a thread that is done finds something to take from the others.
-        (0..items).into_par_iter().with_max_len(1).for_each(item);
+        cpu.team.each(items, item);
     }
 }
 
-/// Hands each of `rows`, at most [`block_rows`] of them, to `each` with its sums of one panel.
+/// Hands `rows`, at most [`block_rows`] of them, to `each` with their sums of one panel, in order,
+/// some at a time.
 pub fn panel_sums(
     isa: Isa,
     rows: Range<usize>,
-    x: &[u32],
+    x: &Words<'_>,
     weight: &Matrix,
     panel: usize,
-    mut each: impl FnMut(usize, &[f32; PANEL]),
+    mut each: impl FnMut(Block<'_>),
 ) {
+    let output = panel * PANEL;
+    let outputs = PANEL.min(weight.outputs - output);
     let mut memory = SUMS.take();
     let sums = &mut memory;
+    let each = |rows: Range<usize>, sums: &[Row]| each(Block { rows, output, outputs, sums });
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Amx => tiles::block::<Amx>(rows, x, weight, panel, sums, each),
         Isa::PortableTiles => tiles::block::<PortableTiles>(rows, x, weight, panel, sums, each),
         _ => {
+            let mut each = each;
             lane_sums(isa, rows.clone(), x, weight, panel, sums);
-            rows.zip(&*sums).for_each(|(row, sums)| each(row, &sums.0));
+            each(rows, sums);
         }
     }
     SUMS.set(memory);
 }
 
 #[inline(always)]
-fn block<S: Lanes>(rows: Range<usize>, x: &[u32], weight: &Matrix, panel: usize, sums: &mut Sums) {
+fn block<S: Lanes>(
+    rows: Range<usize>,
+    x: &Words<'_>,
+    weight: &Matrix,
+    panel: usize,
+    sums: &mut Sums,
+) {
     let pairs = weight.pairs();
     let width = pairs * S::STEPS;
-    let x = &x[rows.start * width..rows.end * width];
+    let x = &x.from(rows.start * width)[..rows.len() * width];
     sums.clear();
     sums.resize(rows.len(), Row::ZERO);
     for from in (0..pairs).step_by(BLOCK_PAIRS) {

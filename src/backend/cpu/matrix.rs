@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Slabs};
 use super::math::widen;
 use super::simd::LANES;
 use crate::backend::Memory;
@@ -35,12 +35,11 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Packs `matrix` into memory taken from `memory`.
-    pub fn new(memory: &Arc<Memory>, matrix: &HostMatrix<'_>) -> Result<Self> {
+    /// Packs `matrix` into memory of `slabs` that is taken from `memory`.
+    pub fn new(slabs: &Slabs, memory: &Arc<Memory>, matrix: &HostMatrix<'_>) -> Result<Self> {
         let (outputs, inputs) = (matrix.rows, matrix.cols);
         let len = outputs.div_ceil(PANEL) * inputs.div_ceil(2) * PANEL * 2;
-        let mut packed = Self { outputs, inputs, data: Buffer::new(memory, len)? };
-        packed.data.prefer_huge_pages();
+        let mut packed = Self { outputs, inputs, data: slabs.buffer(memory, len)? };
         for output in 0..outputs {
             let mut weights = matrix.row(output).chunks(2);
             for from in (0..packed.pairs()).step_by(BLOCK_PAIRS) {

@@ -1,8 +1,7 @@
 //! How fast memory can be read.
 
-use rayon::prelude::*;
-
 use super::CpuBackend;
+use super::buffer::Shared;
 use super::isa::vectorized;
 use super::simd::{LANES, Lanes};
 
@@ -13,8 +12,15 @@ const SUMS: usize = 8;
 
 /// Adds up `values` with all threads.
 pub fn sum(cpu: &CpuBackend, values: &[f32]) -> f32 {
-    let tasks = values.par_chunks(TASK).map(|values| task_sum(cpu.isa, values));
-    cpu.pool.install(|| tasks.sum())
+    let tasks = values.len().div_ceil(TASK);
+    let mut sums = vec![0.0; tasks];
+    let places = Shared::new(&mut sums);
+    cpu.team.each(tasks, |task| {
+        let values = &values[task * TASK..values.len().min((task + 1) * TASK)];
+        // SAFETY: each task has a place of its own, borrowed until all are done.
+        unsafe { places.range(task, 1)[0] = task_sum(cpu.isa, values) };
+    });
+    sums.into_iter().sum()
 }
 
 vectorized! {

@@ -8,20 +8,23 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod buffer;
+mod epilogue;
 mod head;
 mod isa;
 mod math;
 mod matmul;
 mod matrix;
 mod memory;
+mod products;
 mod rows;
 mod sample;
 mod simd;
+mod team;
 mod tiles;
 
+use std::num::NonZero;
 use std::sync::Arc;
-
-use rayon::prelude::*;
+use std::thread;
 
 pub use buffer::{Buffer, host_free_bytes};
 pub use isa::Isa;
@@ -30,7 +33,11 @@ pub use matrix::Matrix;
 use super::{Advance, Attention, Backend, Entries, Heads, Memory, NO_SLOT, PoolShape, SampleRow};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
-use buffer::Shared;
+use buffer::{Shared, Slabs};
+use epilogue::Places;
+use matmul::Block;
+use simd::LANES;
+use team::Team;
 
 /// Numbers below which an elementwise op stays on one thread.
 const WORTH_A_THREAD: usize = 1 << 15;
@@ -41,12 +48,13 @@ pub const HOST_MARGIN: usize = 4;
 /// This machine's processor.
 pub struct CpuBackend {
     isa: Isa,
-    pool: Arc<rayon::ThreadPool>,
+    team: Arc<Team>,
     memory: Arc<Memory>,
+    weights: Arc<Slabs>,
 }
 
-/// What a matmul does with the sums of one row: adds the bias and puts them into their place.
-type Epilogue<Y> = fn(Isa, sums: &[f32], bias: Option<&[f32]>, out: &mut [Y]);
+/// What a matmul does with its sums and its bias; one of [`epilogue`]'s.
+type Epilogue<Y> = fn(Isa, sums: Block<'_>, bias: Option<&[f32]>, out: Places<Y>);
 
 impl CpuBackend {
     /// The best instruction set on `threads` threads, all of them if not given.
@@ -57,19 +65,16 @@ impl CpuBackend {
     /// A certain instruction set, one of [`Isa::available`].
     pub fn with_isa(isa: Isa, threads: Option<usize>) -> Result<Self> {
         assert!(Isa::available().contains(&isa), "{isa:?} is not what this processor has");
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .thread_name(|index| format!("cpu-{index}"))
-            .build()
+        let all = || thread::available_parallelism().map_or(1, NonZero::get);
+        let team = Team::new(threads.unwrap_or_else(all))
             .map_err(|error| Error::flag("--threads", format!("cannot be had: {error}")))?;
         let memory = Memory::of_free(host_free_bytes(), HOST_MARGIN);
-        Ok(Self { isa, pool: Arc::new(pool), memory })
+        Ok(Self { isa, team: Arc::new(team), memory, weights: Arc::default() })
     }
 
-    /// Runs `f` on one of the backend's own threads, from which ops start at once instead of
-    /// waking another thread first.
-    pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(f)
+    /// `len` zeros in such memory as weights are in.
+    pub fn alloc_streamed<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        self.weights.buffer(&self.memory, len)
     }
 
     /// Adds up `values` with all threads, in no certain order: as fast as memory can be read.
@@ -85,14 +90,48 @@ impl CpuBackend {
         (out, out_width): (&mut [Y], usize),
         each: impl Fn(&[X], &mut [Y]) + Sync,
     ) {
-        let (x, out) = (&x[..rows * width], &mut out[..rows * out_width]);
-        let each = |(x, out)| each(x, out);
-        if rows * width.max(out_width) < WORTH_A_THREAD {
-            x.chunks(width).zip(out.chunks_mut(out_width)).for_each(each);
-        } else {
-            let rows = x.par_chunks(width).zip(out.par_chunks_mut(out_width));
-            self.pool.install(|| rows.for_each(each));
+        let x = &x[..rows * width];
+        let numbers = rows * width.max(out_width);
+        self.by_out_row(rows, numbers, (out, out_width), |row, out| {
+            each(&x[row * width..][..width], out);
+        });
+    }
+
+    /// `each(row, out[row])` for rows of `width` numbers, by all threads if it is about so many
+    /// `numbers` that this is worth while.
+    fn by_out_row<Y: Element>(
+        &self,
+        rows: usize,
+        numbers: usize,
+        (out, width): (&mut [Y], usize),
+        each: impl Fn(usize, &mut [Y]) + Sync,
+    ) {
+        let out = &mut out[..rows * width];
+        if numbers < WORTH_A_THREAD {
+            return (0..).zip(out.chunks_mut(width)).for_each(|(row, out)| each(row, out));
         }
+        let out = Shared::new(out);
+        self.team.each(rows, |row| {
+            // SAFETY: each row is one task's; `out` is borrowed until all are done.
+            each(row, unsafe { out.range(row * width, width) });
+        });
+    }
+
+    /// Hands each weight of the rows of `table` that `indices` name to `put` with its place in `out`.
+    fn by_embedding(
+        &self,
+        rows: usize,
+        indices: &[u32],
+        table: &Matrix,
+        out: &mut [f32],
+        put: fn(&mut f32, f32),
+    ) {
+        // A row's pairs stand in cache lines of their own: so much is read.
+        let numbers = rows * table.inputs * LANES;
+        let indices = &indices[..rows];
+        self.by_out_row(rows, numbers, (out, table.inputs), |row, out| {
+            table.row(indices[row] as usize, out, put);
+        });
     }
 
     /// All sums, each handed with its bias and its place in `out` to `write`.
@@ -108,13 +147,11 @@ impl CpuBackend {
         assert!(x.len() >= rows * weight.inputs, "x: [rows, {}]", weight.inputs);
         assert!(out.len() >= rows * weight.outputs, "out: [rows, {}]", weight.outputs);
         assert!(bias.is_none_or(|bias| bias.len() == weight.outputs), "bias: [out]");
-        let out = Shared::new(out);
-        let epilogue = |row: usize, output: usize, sums: &[f32]| {
-            // SAFETY: the matmul writes each row and output once; `out` is borrowed until the end.
-            let out = unsafe { out.range(row * weight.outputs + output, sums.len()) };
-            write(self.isa, sums, bias.map(|bias| &bias[output..]), out);
-        };
-        self.pool.install(|| matmul::matmul(self.isa, rows, x, weight, epilogue));
+        // SAFETY: the matmul writes each block once; `out` is borrowed until the end.
+        let out = unsafe { Places::new(out, weight.outputs) };
+        let bias = bias.map(|bias| &bias[..]);
+        let epilogue = |block: Block<'_>| write(self.isa, block, bias, out);
+        matmul::matmul(self, rows, x, weight, epilogue);
     }
 }
 
@@ -131,7 +168,7 @@ impl Backend for CpuBackend {
             Isa::Avx512Bf16 => "AVX-512 BF16",
             Isa::Amx => "AMX",
         };
-        let threads = self.pool.current_num_threads();
+        let threads = self.team.members();
         format!("cpu ({isa}, {threads} thread{})", if threads == 1 { "" } else { "s" })
     }
 
@@ -141,7 +178,9 @@ impl Backend for CpuBackend {
 
     /// The same threads: an op is done when its call returns.
     fn side(&self) -> Result<Self> {
-        Ok(Self { isa: self.isa, pool: self.pool.clone(), memory: self.memory.clone() })
+        let Self { isa, team, memory, weights } = self;
+        let (team, memory, weights) = (team.clone(), memory.clone(), weights.clone());
+        Ok(Self { isa: *isa, team, memory, weights })
     }
 
     fn after(&self, _other: &Self) -> Result<()> {
@@ -167,7 +206,7 @@ impl Backend for CpuBackend {
     }
 
     fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
-        Matrix::new(&self.memory, &matrix)
+        Matrix::new(&self.weights, &self.memory, &matrix)
     }
 
     fn embed(
@@ -177,7 +216,7 @@ impl Backend for CpuBackend {
         table: &Matrix,
         out: &mut Buffer<f32>,
     ) -> Result<()> {
-        rows::embed(&tokens[..rows], table, &mut out[..rows * table.inputs]);
+        self.by_embedding(rows, tokens, table, out, |out, weight| *out = weight);
         Ok(())
     }
 
@@ -188,7 +227,7 @@ impl Backend for CpuBackend {
         table: &Matrix,
         x: &mut Buffer<f32>,
     ) -> Result<()> {
-        rows::embed_add(&positions[..rows], table, &mut x[..rows * table.inputs]);
+        self.by_embedding(rows, positions, table, x, |x, weight| *x += weight);
         Ok(())
     }
 
@@ -232,7 +271,7 @@ impl Backend for CpuBackend {
         bias: Option<&Buffer<f32>>,
         out: &mut Buffer<bf16>,
     ) -> Result<()> {
-        self.matmul_into(rows, x, weight, bias, out, rows::store_half);
+        self.matmul_into(rows, x, weight, bias, out, epilogue::store_half);
         Ok(())
     }
 
@@ -244,7 +283,7 @@ impl Backend for CpuBackend {
         bias: Option<&Buffer<f32>>,
         residual: &mut Buffer<f32>,
     ) -> Result<()> {
-        self.matmul_into(rows, x, weight, bias, residual, rows::add);
+        self.matmul_into(rows, x, weight, bias, residual, epilogue::add);
         Ok(())
     }
 
@@ -273,13 +312,22 @@ impl Backend for CpuBackend {
         slots: &Buffer<u32>,
         pool: &mut Buffer<bf16>,
     ) -> Result<()> {
-        for (row, qkv) in qkv.chunks_exact(shape.heads.qkv_width()).take(entries.rows).enumerate() {
+        let width = shape.heads.qkv_width();
+        let pool = Shared::new(pool);
+        let store = |row: usize| {
+            let qkv = &qkv[row * width..][..width];
             for &entry in entries.of(row) {
                 let slot = slots[entry as usize];
                 if slot != NO_SLOT {
-                    rows::store_kv(layer, shape, qkv, slot as usize, pool);
+                    // SAFETY: no two entries have the same slot; `pool` is borrowed until all are done.
+                    unsafe { rows::store_kv(layer, shape, qkv, slot as usize, pool) };
                 }
             }
+        };
+        if entries.rows * width < WORTH_A_THREAD {
+            (0..entries.rows).for_each(store);
+        } else {
+            self.team.each(entries.rows, store);
         }
         Ok(())
     }
@@ -296,8 +344,18 @@ impl Backend for CpuBackend {
                 "page {from} or {to} of {}",
                 shape.pages
             );
-            rows::copy_page(shape, from as usize, to as usize, pool);
         }
+        let pool = Shared::new(pool);
+        self.team.each(copies.len() * shape.layers, |item| {
+            let (layer, (from, to)) = (item % shape.layers, copies[item / shape.layers]);
+            let at = |page: u32| (layer * shape.pages + page as usize) * shape.page_len();
+            // SAFETY: no page is a source and a target, or a target twice; `pool` is borrowed until
+            // all are done.
+            let (from, to) = unsafe {
+                (pool.part(at(from), shape.page_len()), pool.range(at(to), shape.page_len()))
+            };
+            to.copy_from_slice(from);
+        });
         Ok(())
     }
 
@@ -320,12 +378,15 @@ impl Backend for CpuBackend {
     }
 
     fn gelu(&self, rows: usize, width: usize, x: &mut Buffer<bf16>) -> Result<()> {
-        let rows = &mut x[..rows * width];
-        if rows.len() < WORTH_A_THREAD {
-            rows::gelu(self.isa, rows);
+        let numbers = Shared::new(&mut x[..rows * width]);
+        let row = |row: usize| {
+            // SAFETY: each row is one task's; `x` is borrowed until all are done.
+            rows::gelu(self.isa, unsafe { numbers.range(row * width, width) });
+        };
+        if rows * width < WORTH_A_THREAD {
+            (0..rows).for_each(row);
         } else {
-            let chunks = rows.par_chunks_mut(width);
-            self.pool.install(|| chunks.for_each(|row| rows::gelu(self.isa, row)));
+            self.team.each(rows, row);
         }
         Ok(())
     }
@@ -337,7 +398,7 @@ impl Backend for CpuBackend {
         head: &Matrix,
         out: &mut Buffer<f32>,
     ) -> Result<()> {
-        self.matmul_into(rows, x, head, None, out, |_, sums, _, out| out.copy_from_slice(sums));
+        self.matmul_into(rows, x, head, None, out, epilogue::store);
         Ok(())
     }
 

@@ -1,25 +1,12 @@
 //! Ops that treat each row, or each number, by itself.
 
 use super::CpuBackend;
+use super::buffer::Shared;
 use super::isa::vectorized;
 use super::math::{exp, narrow, sum, widen};
-use super::matrix::Matrix;
+use super::simd::{self, LANES, Lanes};
 use crate::backend::{Advance, Entries, Heads, NO_SLOT, PAGE_LEN, PoolShape};
 use crate::tensor::bf16;
-
-/// `out[r] = table[tokens[r]]`
-pub fn embed(tokens: &[u32], table: &Matrix, out: &mut [f32]) {
-    for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(table.inputs)) {
-        table.row(token as usize, out, |out, weight| *out = weight);
-    }
-}
-
-/// `x[r] += table[positions[r]]`
-pub fn embed_add(positions: &[u32], table: &Matrix, x: &mut [f32]) {
-    for (&position, x) in positions.iter().zip(x.chunks_exact_mut(table.inputs)) {
-        table.row(position as usize, x, |x, weight| *x += weight);
-    }
-}
 
 #[inline(always)]
 fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [bf16]) {
@@ -63,7 +50,16 @@ impl Entries<'_, CpuBackend> {
 }
 
 /// One row's keys and values into a slot.
-pub fn store_kv(layer: usize, shape: PoolShape, qkv: &[bf16], slot: usize, pool: &mut [bf16]) {
+///
+/// # Safety
+/// As [`Shared::range`]: nobody else may read or write that slot.
+pub unsafe fn store_kv(
+    layer: usize,
+    shape: PoolShape,
+    qkv: &[bf16],
+    slot: usize,
+    pool: Shared<bf16>,
+) {
     let Heads { query, kv, dim } = shape.heads;
     let (page, offset) = (slot / PAGE_LEN, slot % PAGE_LEN);
     assert!(page < shape.pages, "page {page} of {}", shape.pages);
@@ -71,17 +67,9 @@ pub fn store_kv(layer: usize, shape: PoolShape, qkv: &[bf16], slot: usize, pool:
         for which in 0..2 {
             let from = (query + which * kv + head) * dim;
             let to = shape.offset(layer, page, head, which) + offset * dim;
-            pool[to..to + dim].copy_from_slice(&qkv[from..from + dim]);
+            // SAFETY: as the function's.
+            unsafe { pool.range(to, dim) }.copy_from_slice(&qkv[from..from + dim]);
         }
-    }
-}
-
-/// One page in all layers.
-pub fn copy_page(shape: PoolShape, from: usize, to: usize, pool: &mut [bf16]) {
-    let len = shape.page_len();
-    for layer in 0..shape.layers {
-        let at = |page| (layer * shape.pages + page) * len;
-        pool.copy_within(at(from)..at(from) + len, at(to));
     }
 }
 
@@ -95,44 +83,28 @@ fn silu_gate_row(gate_up: &[bf16], out: &mut [bf16]) {
 }
 
 #[inline(always)]
-fn gelu_row(x: &mut [bf16]) {
+fn gelu_row<S: Lanes>(x: &mut [bf16]) {
+    let (whole, rest) = x.as_chunks_mut();
+    whole.iter_mut().for_each(gelu_lanes::<S>);
+    if !rest.is_empty() {
+        let mut padded = [bf16::ZERO; LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        gelu_lanes::<S>(&mut padded);
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
+
+#[inline(always)]
+fn gelu_lanes<S: Lanes>(x: &mut [bf16; LANES]) {
     const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-    for x in x {
-        let v = widen(*x);
-        // 0.5 (1 + tanh(u)) = 1 / (1 + e^−2u), which has no difference of nearly equal numbers.
-        *x = narrow(v / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (v + 0.044_715 * v * v * v))));
-    }
-}
-
-#[inline(always)]
-fn narrow_sums(sums: &[f32], bias: Option<&[f32]>, out: &mut [bf16]) {
-    match bias {
-        Some(bias) => {
-            for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
-                *out = narrow(sum + bias);
-            }
-        }
-        None => {
-            for (out, &sum) in out.iter_mut().zip(sums) {
-                *out = narrow(sum);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn add_sums(sums: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
-    match bias {
-        Some(bias) => {
-            for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
-                *out += sum + bias;
-            }
-        }
-        None => {
-            for (out, &sum) in out.iter_mut().zip(sums) {
-                *out += sum;
-            }
-        }
+    let v = S::widen(x);
+    // 0.5 (1 + tanh(u)) = 1 / (1 + e^−2u), which has no difference of nearly equal numbers.
+    let cubic = v.mul(v).mul_add(S::splat(0.044_715), S::splat(1.0));
+    let e = simd::exp(v.mul(S::splat(-2.0 * SQRT_2_OVER_PI)).mul(cubic));
+    let mut out = [0.0; LANES];
+    v.div(e.add(S::splat(1.0))).store(&mut out);
+    for (x, value) in x.iter_mut().zip(out) {
+        *x = narrow(value);
     }
 }
 
@@ -146,11 +118,7 @@ vectorized! {
     /// One row: `silu(gate) · up`
     pub fn silu_gate(gate_up: &[bf16], out: &mut [bf16]) = silu_gate_row;
     /// One row: `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`
-    pub fn gelu(x: &mut [bf16]) = gelu_row;
-    /// The end of a matmul: sums and bias rounded to bf16.
-    pub fn store_half(sums: &[f32], bias: Option<&[f32]>, out: &mut [bf16]) = narrow_sums;
-    /// The end of a matmul: sums and bias added to the residual stream.
-    pub fn add(sums: &[f32], bias: Option<&[f32]>, out: &mut [f32]) = add_sums;
+    pub fn gelu(x: &mut [bf16]) = gelu_row::<S>;
 }
 
 /// Moves rows to their next tokens; see [`Backend::advance`](crate::backend::Backend::advance).

@@ -1,8 +1,7 @@
 //! Picking a token without sorting the vocabulary.
 
-use rayon::prelude::*;
-
 use super::CpuBackend;
+use super::buffer::Shared;
 use super::isa::vectorized;
 use super::math::{exp, max};
 use super::simd::LANES;
@@ -37,17 +36,18 @@ pub fn sample(
     tokens: &mut [u32],
 ) {
     assert!(vocab > 0 && tokens.len() >= rows.len(), "tokens: [rows]");
-    let run = |scratch: &mut Scratch, (row, token): (&SampleRow, &mut u32)| {
+    let tokens = Shared::new(&mut tokens[..rows.len()]);
+    let run = |scratch: &mut Scratch, index: usize| {
+        let row = &rows[index];
         let logits = &logits[row.logits as usize * vocab..][..vocab];
-        *token = pick_token(cpu.isa, row, logits, scratch);
+        // SAFETY: one task has one row; `tokens` is borrowed until the end.
+        unsafe { tokens.range(index, 1)[0] = pick_token(cpu.isa, row, logits, scratch) };
     };
     if rows.len() * vocab < WORTH_A_THREAD {
         let mut scratch = Scratch::default();
-        let work = rows.iter().zip(tokens);
-        work.for_each(|work| run(&mut scratch, work));
+        (0..rows.len()).for_each(|row| run(&mut scratch, row));
     } else {
-        let work = rows.par_iter().zip(tokens);
-        cpu.pool.install(|| work.for_each_init(Scratch::default, run));
+        cpu.team.each_with(rows.len(), Scratch::default, run);
     }
 }
 

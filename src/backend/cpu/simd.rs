@@ -30,6 +30,7 @@ pub trait Lanes: Copy {
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
     /// `self · factor + addend`
     fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// The larger one; `other` where either is NaN.
@@ -147,6 +148,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
         self.with(other, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self.with(other, |a, b| a / b)
     }
 
     #[inline(always)]

@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
-use super::matmul::{Row, Sums};
-use super::matrix::{BLOCK_PAIRS, Matrix, PANEL, VECTORS, WeightPairs};
+use super::matmul::{Row, Sums, Words};
+use super::matrix::{BLOCK_PAIRS, Matrix, VECTORS, WeightPairs};
 use super::simd::LANES;
 use crate::tensor::bf16;
 
@@ -48,32 +48,33 @@ const FEW: usize = 6 * TILE;
 const TOGETHER: usize = 2;
 
 /// The sums of `rows`, which begin with a whole tile, and one panel; `x: [rows, stride]` with
-/// whole tiles of rows, zeros where there is nothing (see [`words`](super::matmul::words)). Each
-/// row's are handed to `each` as soon as they are there: what it does with them runs beside the
-/// tiles of the rows that follow.
+/// whole tiles of rows, zeros where there is nothing (see [`words`](super::matmul::words)). A few
+/// rows' at a time are handed to `each` as soon as they are there, while they are near.
 #[inline(always)]
 pub fn block<T: Tiles>(
     rows: Range<usize>,
-    x: &[u32],
+    x: &Words<'_>,
     weight: &Matrix,
     panel: usize,
     sums: &mut Sums,
-    mut each: impl FnMut(usize, &[f32; PANEL]),
+    mut each: impl FnMut(Range<usize>, &[Row]),
 ) {
     let mut tiles = T::new();
-    let (count, stride) = (rows.len(), 2 * stride(weight.pairs()));
-    // SAFETY: a u32 is two bf16, any bits are one.
-    let x = &unsafe { x.align_to::<bf16>() }.1[rows.start * stride..];
+    let stride = stride(weight.pairs());
+    let x = |row: usize| x.from((rows.start + row) * stride);
     // All of it is written.
-    let padded = count.next_multiple_of(TILE);
+    let padded = rows.len().next_multiple_of(TILE);
     sums.resize(sums.len().max(padded), Row::ZERO);
     let sums = &mut sums[..padded];
-    if count <= FEW {
+    let mut done = |first: usize, sums: &[Row]| {
+        let rows = rows.start + first..rows.end.min(rows.start + first + sums.len());
+        let count = rows.len();
+        each(rows, &sums[..count]);
+    };
+    if rows.len() <= FEW {
         for (index, sums) in sums.chunks_mut(TILE).enumerate() {
-            let x = &x[index * TILE * stride..];
-            strip::<T>(&mut tiles, x, stride, weight, panel, sums);
-            let rows = rows.clone().skip(index * TILE);
-            rows.zip(&*sums).for_each(|(row, sums)| each(row, &sums.0));
+            strip::<T>(&mut tiles, x(index * TILE), stride, weight, panel, sums);
+            done(index * TILE, sums);
         }
         return;
     }
@@ -87,17 +88,17 @@ pub fn block<T: Tiles>(
             let weights = &block[vector * pairs..][..TOGETHER * pairs];
             let mut ahead = Ahead::new(weights, squares);
             for (index, sums) in sums.chunks_mut(2 * TILE).enumerate() {
-                let x = &x[index * 2 * TILE * stride + 2 * from..];
+                let row = index * 2 * TILE;
+                let at = Place { from, stride, vector };
+                let upper = &x(row)[from..];
                 if sums.len() > TILE {
-                    pass::<T, true>(&mut tiles, x, stride, weights, &mut ahead, sums, vector, from);
+                    let lower = &x(row + TILE)[from..];
+                    pass::<T, true>(&mut tiles, [upper, lower], weights, &mut ahead, sums, at);
                 } else {
-                    pass::<T, false>(
-                        &mut tiles, x, stride, weights, &mut ahead, sums, vector, from,
-                    );
+                    pass::<T, false>(&mut tiles, [upper, upper], weights, &mut ahead, sums, at);
                 }
                 if from + pairs == weight.pairs() && vector + TOGETHER == VECTORS {
-                    let rows = rows.clone().skip(index * 2 * TILE);
-                    rows.zip(&*sums).for_each(|(row, sums)| each(row, &sums.0));
+                    done(row, sums);
                 }
             }
         }
@@ -132,19 +133,27 @@ impl Ahead {
     }
 }
 
-/// Adds a block of pairs, the first being `from`, to the sums of one tile of rows or two by two of
-/// outputs, from `vector` on. `weights: [TOGETHER, pairs of the block]`
+/// Which part of a sum a [`pass`] adds.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The first pair of inputs.
+    from: usize,
+    /// Pairs from one row of inputs to the next.
+    stride: usize,
+    /// The first vector of outputs.
+    vector: usize,
+}
+
+/// Adds a block of pairs to the sums of one tile of rows or two by two of outputs.
+/// `x`: each tile's rows from the block's first pair on; `weights: [TOGETHER, pairs of the block]`
 #[inline(always)]
-#[allow(clippy::too_many_arguments)] // One call's worth of indices.
 fn pass<T: Tiles, const TWO: bool>(
     tiles: &mut T,
-    x: &[bf16],
-    stride: usize,
+    x: [&[u32]; 2],
     weights: &[WeightPairs],
     ahead: &mut Ahead,
     sums: &mut [Row],
-    vector: usize,
-    from: usize,
+    Place { from, stride, vector }: Place,
 ) {
     let (upper, lower) = sums.split_at_mut(TILE);
     if from == 0 {
@@ -163,16 +172,14 @@ fn pass<T: Tiles, const TWO: bool>(
     let (left, right) = weights.split_at(weights.len() / TOGETHER);
     for (step, (left, right)) in left.chunks(TILE).zip(right.chunks(TILE)).enumerate() {
         ahead.step::<T>();
-        let x = &x[step * 2 * TILE..];
-        tiles.load::<4>(x, stride);
-        if TWO {
-            tiles.load::<5>(&x[TILE * stride..], stride);
-        }
+        // What is loaded is multiplied at once: the next load runs beside it.
         load_weights::<T, 6>(tiles, left);
-        load_weights::<T, 7>(tiles, right);
+        tiles.load::<4>(pairs_of(&x[0][step * TILE..]), 2 * stride);
         tiles.dot::<0, 4, 6>();
+        load_weights::<T, 7>(tiles, right);
         tiles.dot::<1, 4, 7>();
         if TWO {
+            tiles.load::<5>(pairs_of(&x[1][step * TILE..]), 2 * stride);
             tiles.dot::<2, 5, 6>();
             tiles.dot::<3, 5, 7>();
         }
@@ -185,12 +192,19 @@ fn pass<T: Tiles, const TWO: bool>(
     }
 }
 
+/// Words as the pairs that they are.
+#[inline(always)]
+pub fn pairs_of(words: &[u32]) -> &[bf16] {
+    // SAFETY: a u32 is two bf16, any bits are one.
+    unsafe { words.align_to::<bf16>() }.1
+}
+
 /// One tile of rows by all four of outputs, which reads the weights in the order in which they lie:
 /// with few rows that is all it is about.
 #[inline(always)]
 fn strip<T: Tiles>(
     tiles: &mut T,
-    x: &[bf16],
+    x: &[u32],
     stride: usize,
     weight: &Matrix,
     panel: usize,
@@ -208,7 +222,7 @@ fn strip<T: Tiles>(
         }
         for step in (0..vectors[0].len()).step_by(TILE) {
             let weights = vectors.map(|weights| &weights[step..weights.len().min(step + TILE)]);
-            tiles.load::<4>(&x[2 * (from + step)..], stride);
+            tiles.load::<4>(pairs_of(&x[from + step..]), 2 * stride);
             load_weights::<T, 6>(tiles, weights[0]);
             load_weights::<T, 7>(tiles, weights[1]);
             tiles.dot::<0, 4, 6>();

@@ -38,7 +38,8 @@ pub trait Measured: Backend {
 
 impl Measured for CpuBackend {
     fn bandwidth(self: &Arc<Self>) -> Result<Vec<f64>> {
-        let numbers = vec![1.0f32; NUMBERS];
+        let mut numbers = self.alloc_streamed::<f32>(NUMBERS)?;
+        numbers.fill(1.0);
         let runs = seconds(self, || {
             black_box(self.sum(black_box(&numbers)));
             Ok(())
