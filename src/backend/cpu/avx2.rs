@@ -129,6 +129,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see the module's head.
+        unsafe { Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
+    }
+
+    #[inline(always)]
     fn power_of_two(self) -> Self {
         // SAFETY: see the module's head.
         unsafe {

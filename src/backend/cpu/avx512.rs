@@ -90,6 +90,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: see the module's head.
+        unsafe { Self(_mm512_min_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
     fn power_of_two(self) -> Self {
         // SAFETY: see the module's head.
         unsafe {
@@ -248,6 +254,11 @@ impl Lanes for Avx512Bf16 {
     #[inline(always)]
     fn max(self, other: Self) -> Self {
         Self(self.0.max(other.0))
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Self(self.0.min(other.0))
     }
 
     #[inline(always)]

@@ -40,7 +40,7 @@ use simd::LANES;
 use team::Team;
 
 /// Numbers below which an elementwise op stays on one thread.
-const WORTH_A_THREAD: usize = 1 << 15;
+const WORTH_A_THREAD: usize = 1 << 12;
 
 /// One part in so many of the host's free memory is left to the programs that live there too.
 pub const HOST_MARGIN: usize = 4;

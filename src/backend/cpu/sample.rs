@@ -3,8 +3,8 @@
 use super::CpuBackend;
 use super::buffer::Shared;
 use super::isa::vectorized;
-use super::math::{exp, max};
-use super::simd::LANES;
+use super::math::max;
+use super::simd::{self, LANES, Lanes};
 use crate::backend::SampleRow;
 
 /// Logits below which one thread does it all.
@@ -23,6 +23,8 @@ struct Scratch {
     tokens: Vec<u32>,
     /// e^((logit − max) / temperature) of the kept tokens.
     weights: Vec<f32>,
+    /// The weights' sums, block by block.
+    sums: Vec<f64>,
     /// The weights' sum in each bucket, heaviest first.
     buckets: Vec<f64>,
 }
@@ -53,39 +55,63 @@ pub fn sample(
 
 vectorized! {
     /// One row's token.
-    fn pick_token(row: &SampleRow, logits: &[f32], scratch: &mut Scratch) -> u32 = pick;
+    fn pick_token(row: &SampleRow, logits: &[f32], scratch: &mut Scratch) -> u32 = pick::<S>;
 }
 
 #[inline(always)]
-fn pick(row: &SampleRow, logits: &[f32], scratch: &mut Scratch) -> u32 {
+fn pick<S: Lanes>(row: &SampleRow, logits: &[f32], scratch: &mut Scratch) -> u32 {
     let most = max(logits);
     // Logits that are not numbers have no distribution; whoever made them is told elsewhere.
     if row.temperature == 0.0 || !most.is_finite() || has_nan(logits) {
         return logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32;
     }
-    let Scratch { tokens, weights, buckets } = scratch;
+    let Scratch { tokens, weights, sums, buckets } = scratch;
     tokens.clear();
     weights.clear();
-    let weight = |logit: f32| {
-        let x = (logit - most) / row.temperature;
-        // Exactly nothing for what cannot be drawn.
-        if x > -87.0 { exp(x) } else { 0.0 }
-    };
     let k = row.top_k as usize;
     if 0 < k && k < logits.len() {
         keep_largest(logits, k, tokens);
-        weights.extend(tokens.iter().map(|&token| weight(logits[token as usize])));
+        weights.extend(tokens.iter().map(|&token| logits[token as usize]));
     } else {
-        weights.resize(logits.len(), 0.0);
-        for (out, &logit) in weights.iter_mut().zip(logits) {
-            *out = weight(logit);
-        }
+        weights.extend_from_slice(logits);
+    }
+    // The sums are taken while a block is near.
+    sums.clear();
+    for block in weights.chunks_mut(BLOCK) {
+        weigh::<S>(block, most, row.temperature);
+        sums.push(sum(block));
     }
     if row.top_p < 1.0 {
         keep_nucleus(weights, f64::from(row.top_p), buckets);
+        sums.clear();
+        sums.extend(weights.chunks(BLOCK).map(sum));
     }
-    let index = draw(weights, f64::from(row.draw.uniform()));
+    let index = draw(weights, sums, f64::from(row.draw.uniform()));
     tokens.get(index).copied().unwrap_or(index as u32)
+}
+
+/// Makes e^((logit − most) / temperature) of logits.
+#[inline(always)]
+fn weigh<S: Lanes>(logits: &mut [f32], most: f32, temperature: f32) {
+    let lanes = |logits: &mut [f32; LANES]| {
+        for logit in logits.iter_mut() {
+            *logit = (*logit - most) / temperature;
+        }
+        let mut weights = [0.0; LANES];
+        simd::exp(S::load(logits)).store(&mut weights);
+        for (logit, weight) in logits.iter_mut().zip(weights) {
+            // Exactly nothing for what cannot be drawn.
+            *logit = if *logit > -87.0 { weight } else { 0.0 };
+        }
+    };
+    let (whole, rest) = logits.as_chunks_mut();
+    whole.iter_mut().for_each(lanes);
+    if !rest.is_empty() {
+        let mut padded = [0.0; LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        lanes(&mut padded);
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
 }
 
 #[inline(always)]
@@ -187,14 +213,14 @@ fn keep_nucleus(weights: &mut [f32], top_p: f64, buckets: &mut Vec<f64>) {
     }
 }
 
-/// The first index at which the running sum exceeds `uniform` times the whole.
+/// The first index at which the running sum exceeds `uniform` times the whole; `sums`: each block's.
 #[inline(always)]
-fn draw(weights: &[f32], uniform: f64) -> usize {
-    let target = uniform * weights.chunks(BLOCK).map(sum).sum::<f64>();
+fn draw(weights: &[f32], sums: &[f64], uniform: f64) -> usize {
+    let target = uniform * sums.iter().sum::<f64>();
     let mut running = 0.0;
     let mut start = 0;
-    for block in weights.chunks(BLOCK) {
-        let next = running + sum(block);
+    for (block, sum) in weights.chunks(BLOCK).zip(sums) {
+        let next = running + sum;
         if next > target {
             break;
         }

@@ -42,7 +42,7 @@ pub fn stride(pairs: usize) -> usize {
 
 /// Rows for which the weights come too slowly to be asked for beforehand as well: the processor
 /// does that better by itself.
-const FEW: usize = 6 * TILE;
+const FEW: usize = 4 * TILE;
 
 /// Vectors of outputs that are computed together.
 const TOGETHER: usize = 2;
