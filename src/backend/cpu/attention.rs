@@ -210,7 +210,9 @@ fn run<S: Lanes>(
     }
     sums.clear();
     sums.resize(queries.len() * chunks, [0.0; LANES]);
-    *softmax = Softmax::default();
+    if products.is_some() {
+        *softmax = Softmax::default();
+    }
 
     let first = queries.iter().map(|query| query.first).min().unwrap_or(0) / PAGE_LEN;
     let end = queries.iter().map(|query| query.end).max().unwrap_or(0).div_ceil(PAGE_LEN);

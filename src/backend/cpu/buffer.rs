@@ -149,17 +149,6 @@ impl<T> Shared<T> {
         Self { start: slice.as_mut_ptr(), len: slice.len() }
     }
 
-    /// The elements `from..from + len`, to read.
-    ///
-    /// # Safety
-    /// The slice that this was made from must still be borrowed, and nobody may write these elements
-    /// meanwhile.
-    pub unsafe fn part(&self, from: usize, len: usize) -> &[T] {
-        assert!(from + len <= self.len, "{from} + {len} of {}", self.len);
-        // SAFETY: in bounds; the caller keeps the slice alive and writers away.
-        unsafe { std::slice::from_raw_parts(self.start.add(from), len) }
-    }
-
     /// The elements `from..from + len`.
     ///
     /// # Safety

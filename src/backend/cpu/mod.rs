@@ -312,22 +312,24 @@ impl Backend for CpuBackend {
         slots: &Buffer<u32>,
         pool: &mut Buffer<bf16>,
     ) -> Result<()> {
-        let width = shape.heads.qkv_width();
-        let pool = Shared::new(pool);
-        let store = |row: usize| {
-            let qkv = &qkv[row * width..][..width];
-            for &entry in entries.of(row) {
-                let slot = slots[entry as usize];
-                if slot != NO_SLOT {
-                    // SAFETY: no two entries have the same slot; `pool` is borrowed until all are done.
-                    unsafe { rows::store_kv(layer, shape, qkv, slot as usize, pool) };
+        let (width, numbers) = (shape.heads.qkv_width(), entries.rows * shape.heads.qkv_width());
+        let pool = Shared::new(&mut pool[..shape.len()]);
+        let store = |head: usize| {
+            for (row, qkv) in qkv.chunks_exact(width).take(entries.rows).enumerate() {
+                for &entry in entries.of(row) {
+                    let slot = slots[entry as usize];
+                    if slot != NO_SLOT {
+                        // SAFETY: a slot has a place of its own for each head, and a head is one
+                        // task's; `pool` is borrowed until all are done.
+                        unsafe { rows::store_kv(layer, shape, head, qkv, slot as usize, pool) };
+                    }
                 }
             }
         };
-        if entries.rows * width < WORTH_A_THREAD {
-            (0..entries.rows).for_each(store);
+        if numbers < WORTH_A_THREAD {
+            (0..shape.heads.kv).for_each(store);
         } else {
-            self.team.each(entries.rows, store);
+            self.team.each(shape.heads.kv, store);
         }
         Ok(())
     }
@@ -345,16 +347,15 @@ impl Backend for CpuBackend {
                 shape.pages
             );
         }
-        let pool = Shared::new(pool);
-        self.team.each(copies.len() * shape.layers, |item| {
-            let (layer, (from, to)) = (item % shape.layers, copies[item / shape.layers]);
-            let at = |page: u32| (layer * shape.pages + page as usize) * shape.page_len();
-            // SAFETY: no page is a source and a target, or a target twice; `pool` is borrowed until
-            // all are done.
-            let (from, to) = unsafe {
-                (pool.part(at(from), shape.page_len()), pool.range(at(to), shape.page_len()))
-            };
-            to.copy_from_slice(from);
+        let layer_len = shape.pages * shape.page_len();
+        let pool = Shared::new(&mut pool[..shape.len()]);
+        self.team.each(shape.layers, |layer| {
+            // SAFETY: each layer is one task's; `pool` is borrowed until all are done.
+            let pages = unsafe { pool.range(layer * layer_len, layer_len) };
+            for &(from, to) in copies {
+                let (from, to) = (from as usize * shape.page_len(), to as usize * shape.page_len());
+                pages.copy_within(from..from + shape.page_len(), to);
+            }
         });
         Ok(())
     }

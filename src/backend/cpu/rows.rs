@@ -49,13 +49,14 @@ impl Entries<'_, CpuBackend> {
     }
 }
 
-/// One row's keys and values into a slot.
+/// One row's key and value of one head into a slot.
 ///
 /// # Safety
-/// As [`Shared::range`]: nobody else may read or write that slot.
+/// As [`Shared::range`]: nobody else may read or write that head's part of the slot.
 pub unsafe fn store_kv(
     layer: usize,
     shape: PoolShape,
+    head: usize,
     qkv: &[bf16],
     slot: usize,
     pool: Shared<bf16>,
@@ -63,13 +64,11 @@ pub unsafe fn store_kv(
     let Heads { query, kv, dim } = shape.heads;
     let (page, offset) = (slot / PAGE_LEN, slot % PAGE_LEN);
     assert!(page < shape.pages, "page {page} of {}", shape.pages);
-    for head in 0..kv {
-        for which in 0..2 {
-            let from = (query + which * kv + head) * dim;
-            let to = shape.offset(layer, page, head, which) + offset * dim;
-            // SAFETY: as the function's.
-            unsafe { pool.range(to, dim) }.copy_from_slice(&qkv[from..from + dim]);
-        }
+    for which in 0..2 {
+        let from = (query + which * kv + head) * dim;
+        let to = shape.offset(layer, page, head, which) + offset * dim;
+        // SAFETY: as the function's.
+        unsafe { pool.range(to, dim) }.copy_from_slice(&qkv[from..from + dim]);
     }
 }
 
