@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use memmap2::{MmapMut, MmapRaw};
 
@@ -72,11 +72,14 @@ const SLAB: usize = 64 << 20;
 /// other in large pages, which spare address translations. (One by one, most matrices of a small
 /// model are too small for such pages; reading them then takes half as long again.)
 #[derive(Default)]
-pub struct Slabs(Mutex<Option<Slab>>);
+pub struct Slabs(Mutex<Latest>);
 
-struct Slab {
-    map: Arc<MmapRaw>,
-    /// Bytes from the map's start that are taken.
+/// The slab that was made last.
+#[derive(Default)]
+struct Latest {
+    /// It goes with its last buffer.
+    map: Weak<MmapRaw>,
+    /// Bytes from its start that are taken.
     used: usize,
 }
 
@@ -88,30 +91,28 @@ impl Slabs {
     pub fn buffer<T: Element>(&self, memory: &Arc<Memory>, len: usize) -> Result<Buffer<T>> {
         let bytes = bytes_of::<T>(len);
         let share = memory.take(bytes)?;
-        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let slab = match current.take() {
-            Some(slab) if bytes <= slab.map.len() - slab.used => slab,
-            _ => Slab::new(bytes)?,
+        let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = |map: &Arc<MmapRaw>| bytes <= map.len() - latest.used;
+        let (map, from) = match latest.map.upgrade().filter(room) {
+            Some(map) => (map, latest.used),
+            None => slab(bytes)?,
         };
-        let buffer = Buffer::within(slab.map.clone(), slab.used, len, share);
         // The next one begins on a line within the map, or finds no room in it.
-        let used = (slab.used + bytes).next_multiple_of(LINE).min(slab.map.len());
-        *current = Some(Slab { used, ..slab });
-        Ok(buffer)
+        let used = (from + bytes).next_multiple_of(LINE).min(map.len());
+        *latest = Latest { map: Arc::downgrade(&map), used };
+        Ok(Buffer::within(map, from, len, share))
     }
 }
 
-impl Slab {
-    /// Room for `bytes`, and for more if they are few.
-    fn new(bytes: usize) -> Result<Self> {
-        let room = bytes.max(SLAB).checked_next_multiple_of(LARGE_PAGE).unwrap_or(bytes);
-        let map = map(room.saturating_add(LARGE_PAGE))?;
-        // Only a wish: a system without large pages goes on with small ones.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let used = map.as_ptr().align_offset(LARGE_PAGE);
-        Ok(Self { map: Arc::new(map), used })
-    }
+/// Room for `bytes`, and for more if they are few, from some large page's start on.
+fn slab(bytes: usize) -> Result<(Arc<MmapRaw>, usize)> {
+    let room = bytes.max(SLAB).checked_next_multiple_of(LARGE_PAGE).unwrap_or(bytes);
+    let map = map(room.saturating_add(LARGE_PAGE))?;
+    // Only a wish: a system without large pages goes on with small ones.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    let from = map.as_ptr().align_offset(LARGE_PAGE);
+    Ok((Arc::new(map), from))
 }
 
 fn bytes_of<T>(len: usize) -> usize {
@@ -214,5 +215,8 @@ mod tests {
         }
         drop(buffers);
         assert_eq!(memory.taken(), 0);
+        // The last one's memory went with it.
+        let next: Buffer<u32> = slabs.buffer(&memory, slab).expect("memory");
+        assert!(next.iter().all(|&number| number == 0));
     }
 }
