@@ -50,7 +50,7 @@ pub struct DeviceArgs {
 /// What a command does once there is a device.
 pub(super) trait Job {
     /// What comes of it.
-    type Output: Send;
+    type Output;
 
     /// Does it on `backend`.
     fn run<B: Measured>(self, backend: &Arc<B>) -> Result<Self::Output>;
@@ -58,7 +58,7 @@ pub(super) trait Job {
 
 impl DeviceArgs {
     /// Opens the device and runs `job` on it.
-    pub(super) fn run<J: Job + Send>(&self, job: J) -> Result<J::Output> {
+    pub(super) fn run<J: Job>(&self, job: J) -> Result<J::Output> {
         self.check()?;
         match self.device {
             Device::Cpu => self.on_cpu(job),
@@ -95,7 +95,7 @@ impl DeviceArgs {
         Ok(())
     }
 
-    fn on_cpu<J: Job + Send>(&self, job: J) -> Result<J::Output> {
+    fn on_cpu<J: Job>(&self, job: J) -> Result<J::Output> {
         let cpu = Arc::new(CpuBackend::new(self.threads)?);
         self.limit(&*cpu)?;
         job.run(&cpu)

@@ -133,7 +133,7 @@ impl BackendArgs {
     }
 
     /// Loads the models and answers what comes in by the server that `outside` makes.
-    fn run(&self, outside: impl FnOnce(Options) -> Result<Server> + Send) -> Result<Done> {
+    fn run(&self, outside: impl FnOnce(Options) -> Result<Server>) -> Result<Done> {
         self.device.run(Serving { args: self, outside })
     }
 
@@ -162,7 +162,7 @@ struct Serving<'a, F> {
     outside: F,
 }
 
-impl<F: FnOnce(Options) -> Result<Server> + Send> Job for Serving<'_, F> {
+impl<F: FnOnce(Options) -> Result<Server>> Job for Serving<'_, F> {
     type Output = Done;
 
     fn run<B: Backend>(self, backend: &Arc<B>) -> Result<Done> {

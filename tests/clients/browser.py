@@ -136,12 +136,19 @@ def errors_are_told(page):
 def a_search_is_stopped(page):
     page.fill("beam_width", "16"), page.fill("successors", "16")
     page.fill("chunk_len", "1"), page.fill("max_tokens", "120"), page.fill("temperature", "3")
+    # By the page itself, as soon as the tree grows: the search does not wait for a driver.
+    page.driver.execute_script("""
+        const tree = document.getElementById('tree');
+        new MutationObserver((_, observer) => {
+            if (!tree.querySelector('li')) return;
+            observer.disconnect();
+            window.stateWhenStopped = document.body.dataset.state;
+            document.getElementById('stop').click();
+        }).observe(tree, {childList: true, subtree: true});""")
     page.one("#go").click()
-    page.wait(lambda: page.all("#tree li"), "the tree to grow while the search runs")
-    # In one breath, since the search goes on meanwhile.
-    state = page.driver.execute_script(
-        "document.getElementById('stop').click(); return document.body.dataset.state")
-    assert state == "busy", page.text("#status")
+    stopped = "return window.stateWhenStopped"
+    page.wait(lambda: page.driver.execute_script(stopped), "the tree to grow while the search runs")
+    assert page.driver.execute_script(stopped) == "busy", page.text("#status")
     page.idle()
     assert page.text("#status") == "Stopped.", page.text("#status")
 

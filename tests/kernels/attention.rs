@@ -150,7 +150,17 @@ fn run<B: Backend>(backend: &B, case: &Case, inputs: &Inputs) -> Vec<bf16> {
 /// an absolute error of 1e-5.
 #[test]
 fn attention_agrees_with_the_oracle() {
-    let shapes = [(1, 1, 8), (4, 2, 16), (4, 1, 64), (3, 3, 5), (2, 1, 80), (2, 2, 128)];
+    // Also more queries a head than a task takes, and than tiles take.
+    let shapes = [
+        (1, 1, 8),
+        (4, 2, 16),
+        (4, 1, 64),
+        (3, 3, 5),
+        (2, 1, 80),
+        (2, 2, 128),
+        (40, 1, 32),
+        (66, 1, 32),
+    ];
     on_every_backend!(|name, backend| {
         for (query, kv, dim) in shapes {
             for window in [None, Some(1), Some(5), Some(24), Some(900)] {

@@ -91,11 +91,16 @@ impl Slabs {
     pub fn buffer<T: Element>(&self, memory: &Arc<Memory>, len: usize) -> Result<Buffer<T>> {
         let bytes = bytes_of::<T>(len);
         let share = memory.take(bytes)?;
+        if bytes > SLAB {
+            // By itself, so that a small one behind it does not keep it.
+            let (map, from) = slab(bytes)?;
+            return Ok(Buffer::within(map, from, len, share));
+        }
         let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let room = |map: &Arc<MmapRaw>| bytes <= map.len() - latest.used;
         let (map, from) = match latest.map.upgrade().filter(room) {
             Some(map) => (map, latest.used),
-            None => slab(bytes)?,
+            None => slab(SLAB)?,
         };
         // The next one begins on a line within the map, or finds no room in it.
         let used = (from + bytes).next_multiple_of(LINE).min(map.len());
@@ -104,9 +109,9 @@ impl Slabs {
     }
 }
 
-/// Room for `bytes`, and for more if they are few, from some large page's start on.
+/// Room for `bytes` from some large page's start on.
 fn slab(bytes: usize) -> Result<(Arc<MmapRaw>, usize)> {
-    let room = bytes.max(SLAB).checked_next_multiple_of(LARGE_PAGE).unwrap_or(bytes);
+    let room = bytes.checked_next_multiple_of(LARGE_PAGE).unwrap_or(bytes);
     let map = map(room.saturating_add(LARGE_PAGE))?;
     // Only a wish: a system without large pages goes on with small ones.
     #[cfg(target_os = "linux")]

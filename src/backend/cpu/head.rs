@@ -97,12 +97,9 @@ pub fn add_guidance(
         let chunks = values.chunks(TASK_PANELS * PANEL);
         chunks.fold(LogSumExp::EMPTY, |total, chunk| log_sum_exp(cpu.isa, total, chunk)).value()
     };
-    let (rows, all) = (logits.len() / vocab, Shared::new(logits));
-    cpu.team.each(rows, |row| {
-        let (from, to) = (row * vocab, (row + 1) * vocab);
-        let (tuned, untuned) = (&tuned[from..to], &untuned[from..to]);
-        // SAFETY: each task has a row of its own, borrowed until all are done.
-        let logits = unsafe { all.range(from, vocab) };
+    let (rows, numbers) = (logits.len() / vocab, logits.len());
+    cpu.by_out_row(rows, numbers, (logits, vocab), |row, logits| {
+        let (tuned, untuned) = (&tuned[row * vocab..][..vocab], &untuned[row * vocab..][..vocab]);
         let shift = total(untuned) - total(tuned);
         for ((logit, &tuned), &untuned) in logits.iter_mut().zip(tuned).zip(untuned) {
             *logit += weight * (tuned - untuned + shift);

@@ -6,7 +6,7 @@
 /// between paths (fused multiply-add, and how `vdpbf16ps` adds its pairs).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// [`Isa::Amx`]'s matmul in plain Rust: so slow that only tests choose it.
+    /// [`Isa::Amx`]'s tiles in plain Rust: so slow that only tests choose it.
     PortableTiles,
     /// Whatever the compiler makes of plain Rust.
     Portable,
@@ -16,7 +16,7 @@ pub enum Isa {
     Avx512,
     /// 16 lanes of pairs of bf16.
     Avx512Bf16,
-    /// Matmuls on tiles of bf16; all else as [`Isa::Avx512`], since processors with tiles multiply
+    /// Matmuls and attention's scores on tiles of bf16; all else as [`Isa::Avx512`], since processors with tiles multiply
     /// pairs of bf16 in lanes at half the rate of f32.
     Amx,
 }

@@ -72,12 +72,12 @@ impl CpuBackend {
         Ok(Self { isa, team: Arc::new(team), memory, weights: Arc::default() })
     }
 
-    /// `len` zeros in such memory as weights are in.
+    /// `len` zeros in such memory as weights are in, beyond the budget: to measure it with.
     pub fn alloc_streamed<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        self.weights.buffer(&self.memory, len)
+        self.weights.buffer(&Memory::new(None), len)
     }
 
-    /// Adds up `values` with all threads, in no certain order: as fast as memory can be read.
+    /// Adds up `values` with all threads, as fast as memory can be read.
     pub fn sum(&self, values: &[f32]) -> f32 {
         memory::sum(self, values)
     }
@@ -124,7 +124,7 @@ impl CpuBackend {
         indices: &[u32],
         table: &Matrix,
         out: &mut [f32],
-        put: fn(&mut f32, f32),
+        put: impl Fn(&mut f32, f32) + Copy + Sync,
     ) {
         // A row's pairs stand in cache lines of their own: so much is read.
         let numbers = rows * table.inputs * LANES;
@@ -379,16 +379,7 @@ impl Backend for CpuBackend {
     }
 
     fn gelu(&self, rows: usize, width: usize, x: &mut Buffer<bf16>) -> Result<()> {
-        let numbers = Shared::new(&mut x[..rows * width]);
-        let row = |row: usize| {
-            // SAFETY: each row is one task's; `x` is borrowed until all are done.
-            rows::gelu(self.isa, unsafe { numbers.range(row * width, width) });
-        };
-        if rows * width < WORTH_A_THREAD {
-            (0..rows).for_each(row);
-        } else {
-            self.team.each(rows, row);
-        }
+        self.by_out_row(rows, rows * width, (x, width), |_, x| rows::gelu(self.isa, x));
         Ok(())
     }
 

@@ -6,10 +6,11 @@
 
 use std::any::Any;
 use std::hint;
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 
 /// How often a member that waits looks before it sleeps: 20 to 50 microseconds, as long as what one
@@ -99,18 +100,22 @@ impl Team {
                 each(&mut own, item);
             }
         };
+        let alone = || {
+            let mut items = 0..items;
+            work(&mut || items.next());
+        };
+        if items <= 1 || self.workers.is_empty() {
+            return alone();
+        }
         let turn = match self.turn.try_lock() {
-            Ok(turn) if !self.workers.is_empty() && items > 1 => turn,
-            // Poisoned by a panic that went through `work`: nothing of the team's own is broken.
-            Err(std::sync::TryLockError::Poisoned(turn)) if items > 1 => turn.into_inner(),
-            _ => {
-                let mut items = 0..items;
-                return work(&mut || items.next());
-            }
+            Ok(turn) => turn,
+            // By a panic that is the caller's matter: nothing of the team's own is broken.
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => return alone(),
         };
         self.work(items, &work);
-        drop(turn);
         let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(turn);
         if let Some(panic) = panic {
             panic::resume_unwind(panic);
         }
@@ -128,7 +133,7 @@ impl Team {
         let mut work: Work<'static> = {
             // SAFETY: the workers use it only inside the gate, and before this function returns the
             // gate is shut with nobody inside.
-            unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(work) }
+            unsafe { mem::transmute::<Work<'_>, Work<'static>>(work) }
         };
         shared.work.store(&raw mut work, Ordering::Relaxed);
         // Opens the gate; what was written before is there for who enters.
@@ -220,7 +225,12 @@ impl Shared {
         };
         let done = panic::catch_unwind(AssertUnwindSafe(|| work(&mut next)));
         if let Err(reason) = done {
-            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+            let mut panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*panic {
+                None => *panic = Some(reason),
+                // One is enough; dropping another might panic in its turn.
+                Some(_) => mem::forget(reason),
+            }
         }
     }
 }
@@ -300,6 +310,30 @@ mod tests {
             assert_eq!(reason.downcast_ref::<String>(), Some(&format!("item {bad}")));
             assert_eq!(counts(&team, 100), vec![1; 100]);
         }
+    }
+
+    /// Goal: a panic reaches its own caller and nobody else, however many there are.
+    #[test]
+    fn a_panic_stays_with_its_caller() {
+        let team = Team::new(2).expect("threads");
+        let caller = &|bad: Option<usize>| {
+            for _ in 0..300 {
+                let done = panic::catch_unwind(AssertUnwindSafe(|| {
+                    team.each(20, |item| {
+                        if Some(item) == bad {
+                            panic::resume_unwind(Box::new(item));
+                        }
+                    });
+                }));
+                let reason = done.err().and_then(|reason| reason.downcast_ref().copied());
+                assert_eq!(reason, bad);
+            }
+        };
+        thread::scope(|scope| {
+            for bad in [None, Some(3), None, Some(17)] {
+                scope.spawn(move || caller(bad));
+            }
+        });
     }
 
     /// Goal: who finds the team at work, from without or from within, works alone and is not stuck.
