@@ -76,7 +76,8 @@ pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
         tables: args.tables,
         table_stride: args.table_stride,
     };
-    let run = |scratch: &mut Scratch, task: Task| {
+    let run = |scratch: &mut Scratch, task: usize| {
+        let task = tasks[task];
         let queries = args.starts(task).map(|start| &args.qkv[start..][..heads.dim]);
         match cpu.isa {
             #[cfg(target_arch = "x86_64")]
@@ -91,13 +92,7 @@ pub fn attention(cpu: &CpuBackend, args: Attention<'_, CpuBackend>) {
             _ => run_task(cpu.isa, &args, task, None, scratch, out),
         }
     };
-    if work < WORTH_A_THREAD {
-        let mut scratch = Scratch::default();
-        tasks.into_iter().for_each(|task| run(&mut scratch, task));
-    } else {
-        cpu.team
-            .each_with(tasks.len(), Scratch::default, |scratch, task| run(scratch, tasks[task]));
-    }
+    cpu.team.each_with(tasks.len(), work >= WORTH_A_THREAD, Scratch::default, run);
 }
 
 /// [`Attention`] without its output.
@@ -301,7 +296,8 @@ fn add_page<S: Lanes>(
     }
 }
 
-/// As [`add_page`], for the queries `some` of the task's, whose weights are there already.
+/// As [`add_page`], for queries whose weights are there already; `first`: which of the task's they
+/// begin with.
 #[inline(always)]
 fn add_weighed_page<S: Lanes>(
     index: usize,

@@ -62,7 +62,7 @@ impl<T: Element> DerefMut for Buffer<T> {
 }
 
 /// What every buffer's start is a multiple of.
-const LINE: usize = 64;
+pub const LINE: usize = 64;
 /// A large page of x86-64, and of AArch64 with small pages of 4 KiB.
 const LARGE_PAGE: usize = 2 << 20;
 /// Addresses that are asked for at a time.

@@ -36,7 +36,7 @@ pub fn logprobs(
     // The targets' logits at first.
     let target_logits = Shared::new(&mut *out);
     let all = Shared::new(&mut partials);
-    cpu.team.each(tasks, |task| {
+    cpu.team.each(tasks, true, |task| {
         // SAFETY: each task has partial sums of its own, borrowed until all are done.
         let partials = unsafe { all.range(task * rows, rows) };
         let panels = task * TASK_PANELS..head.panels().min((task + 1) * TASK_PANELS);

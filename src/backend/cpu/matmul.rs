@@ -10,6 +10,7 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Amx;
+use super::buffer::LINE;
 use super::isa::vectorized;
 use super::matrix::{BLOCK_PAIRS, Matrix, PANEL, VECTORS, WeightPairs};
 use super::simd::{LANES, Lanes};
@@ -112,9 +113,9 @@ pub fn words<'a>(cpu: &CpuBackend, rows: usize, inputs: usize, x: &'a [bf16]) ->
     let isa = cpu.isa;
     let x = &x[..rows * inputs];
     let pairs = inputs.div_ceil(2);
-    let (steps, padded_pairs, whole) = match isa {
-        Isa::PortableTiles | Isa::Amx => (1, tiles::stride(pairs), rows / TILE * TILE),
-        _ => (steps(isa), pairs, rows),
+    let (steps, padded_pairs, tile) = match isa {
+        Isa::PortableTiles | Isa::Amx => (1, tiles::stride(pairs), TILE),
+        _ => (steps(isa), pairs, 1),
     };
     let mut borrowed: &[u32] = &[];
     if steps == 1
@@ -123,7 +124,7 @@ pub fn words<'a>(cpu: &CpuBackend, rows: usize, inputs: usize, x: &'a [bf16]) ->
         // SAFETY: any two bf16 are a valid u32; `align_to` takes care of alignment.
         && let ([], words, []) = unsafe { x.align_to::<u32>() }
     {
-        borrowed = &words[..whole * padded_pairs];
+        borrowed = &words[..rows / tile * tile * padded_pairs];
     }
     let width = padded_pairs * steps;
     let x = &x[borrowed.len() / width * inputs..];
@@ -131,13 +132,9 @@ pub fn words<'a>(cpu: &CpuBackend, rows: usize, inputs: usize, x: &'a [bf16]) ->
         return Words { borrowed, owned: Vec::new(), start: 0 };
     }
     let rows = x.len() / inputs;
-    let padded_rows = match isa {
-        Isa::PortableTiles | Isa::Amx => rows.next_multiple_of(TILE),
-        _ => rows,
-    };
+    let padded_rows = rows.next_multiple_of(tile);
     let mut owned = SPARE.take();
     // A tile's rows are as long as a cache line, and slow where they straddle two.
-    const LINE: usize = 64;
     owned.resize(owned.len().max(padded_rows * width + LINE / size_of::<u32>()), 0);
     let start = owned.as_ptr().align_offset(LINE);
     let (used, padding) = owned[start..][..padded_rows * width].split_at_mut(rows * width);
@@ -210,11 +207,8 @@ pub fn matmul(
         panel_sums(isa, first..rows.min(first + block_rows), &x, weight, panel, &write);
     };
     let items = blocks * panels;
-    if rows * weight.inputs * weight.outputs < WORTH_A_THREAD {
-        (0..items).for_each(item);
-    } else {
-        cpu.team.each(items, item);
-    }
+    let worth_while = rows * weight.inputs * weight.outputs >= WORTH_A_THREAD;
+    cpu.team.each(items, worth_while, item);
 }
 
 /// Hands `rows`, at most [`block_rows`] of them, to `each` with their sums of one panel, in order,

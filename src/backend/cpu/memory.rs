@@ -15,7 +15,7 @@ pub fn sum(cpu: &CpuBackend, values: &[f32]) -> f32 {
     let tasks = values.len().div_ceil(TASK);
     let mut sums = vec![0.0; tasks];
     let places = Shared::new(&mut sums);
-    cpu.team.each(tasks, |task| {
+    cpu.team.each(tasks, true, |task| {
         let values = &values[task * TASK..values.len().min((task + 1) * TASK)];
         // SAFETY: each task has a place of its own, borrowed until all are done.
         unsafe { places.range(task, 1)[0] = task_sum(cpu.isa, values) };

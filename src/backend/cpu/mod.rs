@@ -106,12 +106,8 @@ impl CpuBackend {
         (out, width): (&mut [Y], usize),
         each: impl Fn(usize, &mut [Y]) + Sync,
     ) {
-        let out = &mut out[..rows * width];
-        if numbers < WORTH_A_THREAD {
-            return (0..).zip(out.chunks_mut(width)).for_each(|(row, out)| each(row, out));
-        }
-        let out = Shared::new(out);
-        self.team.each(rows, |row| {
+        let out = Shared::new(&mut out[..rows * width]);
+        self.team.each(rows, numbers >= WORTH_A_THREAD, |row| {
             // SAFETY: each row is one task's; `out` is borrowed until all are done.
             each(row, unsafe { out.range(row * width, width) });
         });
@@ -314,7 +310,7 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let (width, numbers) = (shape.heads.qkv_width(), entries.rows * shape.heads.qkv_width());
         let pool = Shared::new(&mut pool[..shape.len()]);
-        let store = |head: usize| {
+        self.team.each(shape.heads.kv, numbers >= WORTH_A_THREAD, |head| {
             for (row, qkv) in qkv.chunks_exact(width).take(entries.rows).enumerate() {
                 for &entry in entries.of(row) {
                     let slot = slots[entry as usize];
@@ -325,12 +321,7 @@ impl Backend for CpuBackend {
                     }
                 }
             }
-        };
-        if numbers < WORTH_A_THREAD {
-            (0..shape.heads.kv).for_each(store);
-        } else {
-            self.team.each(shape.heads.kv, store);
-        }
+        });
         Ok(())
     }
 
@@ -349,7 +340,7 @@ impl Backend for CpuBackend {
         }
         let layer_len = shape.pages * shape.page_len();
         let pool = Shared::new(&mut pool[..shape.len()]);
-        self.team.each(shape.layers, |layer| {
+        self.team.each(shape.layers, true, |layer| {
             // SAFETY: each layer is one task's; `pool` is borrowed until all are done.
             let pages = unsafe { pool.range(layer * layer_len, layer_len) };
             for &(from, to) in copies {

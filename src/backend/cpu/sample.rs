@@ -45,12 +45,7 @@ pub fn sample(
         // SAFETY: one task has one row; `tokens` is borrowed until the end.
         unsafe { tokens.range(index, 1)[0] = pick_token(cpu.isa, row, logits, scratch) };
     };
-    if rows.len() * vocab < WORTH_A_THREAD {
-        let mut scratch = Scratch::default();
-        (0..rows.len()).for_each(|row| run(&mut scratch, row));
-    } else {
-        cpu.team.each_with(rows.len(), Scratch::default, run);
-    }
+    cpu.team.each_with(rows.len(), rows.len() * vocab >= WORTH_A_THREAD, Scratch::default, run);
 }
 
 vectorized! {

@@ -79,16 +79,18 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// `each(item)` for all of `0..items`, each once, by whichever member takes it. Neighbours among
-    /// the items mostly run one after the other on one member.
-    pub fn each(&self, items: usize, each: impl Fn(usize) + Sync) {
-        self.each_with(items, || (), |(), item| each(item));
+    /// `each(item)` for all of `0..items`, each once, by whichever member takes it; in order, by the
+    /// caller, unless sharing them out is `worth_while`. Neighbours among the items mostly run one after
+    /// the other on one member.
+    pub fn each(&self, items: usize, worth_while: bool, each: impl Fn(usize) + Sync) {
+        self.each_with(items, worth_while, || (), |(), item| each(item));
     }
 
     /// [`each`](Self::each), with something that every member that takes items makes for itself.
     pub fn each_with<T>(
         &self,
         items: usize,
+        worth_while: bool,
         make: impl Fn() -> T + Sync,
         each: impl Fn(&mut T, usize) + Sync,
     ) {
@@ -104,7 +106,7 @@ impl Team {
             let mut items = 0..items;
             work(&mut || items.next());
         };
-        if items <= 1 || self.workers.is_empty() {
+        if !worth_while || items <= 1 || self.workers.is_empty() {
             return alone();
         }
         let turn = match self.turn.try_lock() {
@@ -274,7 +276,7 @@ mod tests {
     /// How often each of `items` was handed out.
     fn counts(team: &Team, items: usize) -> Vec<usize> {
         let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
-        team.each(items, |item| {
+        team.each(items, true, |item| {
             counts[item].fetch_add(1, Ordering::Relaxed);
         });
         counts.into_iter().map(AtomicUsize::into_inner).collect()
@@ -304,7 +306,7 @@ mod tests {
         let team = Team::new(3).expect("threads");
         for bad in [0, 50, 99] {
             let failed = panic::catch_unwind(AssertUnwindSafe(|| {
-                team.each(100, |item| assert!(item != bad, "item {item}"));
+                team.each(100, true, |item| assert!(item != bad, "item {item}"));
             }));
             let reason = failed.expect_err("it panicked");
             assert_eq!(reason.downcast_ref::<String>(), Some(&format!("item {bad}")));
@@ -319,7 +321,7 @@ mod tests {
         let caller = &|bad: Option<usize>| {
             for _ in 0..300 {
                 let done = panic::catch_unwind(AssertUnwindSafe(|| {
-                    team.each(20, |item| {
+                    team.each(20, true, |item| {
                         if Some(item) == bad {
                             panic::resume_unwind(Box::new(item));
                         }
@@ -350,7 +352,7 @@ mod tests {
             }
         });
         let within = AtomicUsize::new(0);
-        team.each(10, |_| {
+        team.each(10, true, |_| {
             within.fetch_add(counts(&team, 5).len(), Ordering::Relaxed);
         });
         assert_eq!(within.into_inner(), 50);
@@ -362,9 +364,9 @@ mod tests {
         let team = Team::new(4).expect("threads");
         let (made, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let make = || made.fetch_add(1, Ordering::Relaxed);
-        team.each_with(0, make, |_, _| unreachable!("no items"));
+        team.each_with(0, true, make, |_, _| unreachable!("no items"));
         assert_eq!(made.load(Ordering::Relaxed), 0);
-        team.each_with(1000, make, |_, _| {
+        team.each_with(1000, true, make, |_, _| {
             done.fetch_add(1, Ordering::Relaxed);
         });
         assert!((1..=4).contains(&made.load(Ordering::Relaxed)));
