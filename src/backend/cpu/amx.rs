@@ -10,7 +10,7 @@ use std::arch::x86_64::{__cpuid_count, _MM_HINT_T1, _mm_prefetch};
 use std::sync::OnceLock;
 
 use super::matmul::Row;
-use super::matrix::PANEL;
+use super::matrix::{PANEL, WeightPairs};
 use super::simd::LANES;
 use super::tiles::{TILE, Tiles};
 use crate::tensor::bf16;
@@ -101,11 +101,10 @@ impl Tiles for Amx {
     }
 
     #[inline(always)]
-    fn load<const T: usize>(&mut self, from: &[bf16], stride: usize) {
-        assert!(from.len() >= (TILE - 1) * stride + 2 * LANES, "a tile of 16 rows");
-        // SAFETY: see the module's head; 16 rows of 64 bytes lie within `from`.
+    unsafe fn load<const T: usize>(&mut self, from: *const bf16, stride: usize) {
+        // SAFETY: see the module's head; the caller says that the rows are there.
         unsafe {
-            asm!("tileloadd tmm{}, [{} + {}]", const T, in(reg) from.as_ptr(),
+            asm!("tileloadd tmm{}, [{} + {}]", const T, in(reg) from,
                 in(reg) stride * size_of::<bf16>(), options(nostack));
         }
     }
@@ -144,6 +143,15 @@ impl Tiles for Amx {
     fn prefetch(address: *const bf16) {
         // SAFETY: prefetching never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
+    fn touch(line: &WeightPairs) {
+        // SAFETY: reads eight bytes of the line.
+        unsafe {
+            asm!("mov {}, qword ptr [{}]", out(reg) _, in(reg) line,
+                options(nostack, readonly, preserves_flags));
+        }
     }
 }
 

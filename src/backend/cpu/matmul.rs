@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::amx::Amx;
 use super::buffer::LINE;
 use super::isa::vectorized;
-use super::matrix::{BLOCK_PAIRS, Matrix, PANEL, VECTORS, WeightPairs};
+use super::matrix::{Matrix, PANEL, VECTORS, WeightPairs};
 use super::simd::{LANES, Lanes};
 use super::tiles::{self, PortableTiles, TILE};
 use super::{CpuBackend, Isa};
@@ -114,7 +114,7 @@ pub fn words<'a>(cpu: &CpuBackend, rows: usize, inputs: usize, x: &'a [bf16]) ->
     let x = &x[..rows * inputs];
     let pairs = inputs.div_ceil(2);
     let (steps, padded_pairs, tile) = match isa {
-        Isa::PortableTiles | Isa::Amx => (1, tiles::stride(pairs), TILE),
+        Isa::PortableTiles | Isa::Amx => (1, pairs.next_multiple_of(TILE), TILE),
         _ => (steps(isa), pairs, 1),
     };
     let mut borrowed: &[u32] = &[];
@@ -247,13 +247,12 @@ fn block<S: Lanes>(
     panel: usize,
     sums: &mut Sums,
 ) {
-    let pairs = weight.pairs();
+    let pairs = weight.pairs;
     let width = pairs * S::STEPS;
     let x = &x.from(rows.start * width)[..rows.len() * width];
     sums.clear();
     sums.resize(rows.len(), Row::ZERO);
-    for from in (0..pairs).step_by(BLOCK_PAIRS) {
-        let weights = weight.block(panel, from);
+    for (from, weights) in weight.blocks(panel) {
         for (tile, sums) in sums.chunks_mut(S::ROWS).enumerate() {
             let x = &x[tile * S::ROWS * width + from..];
             match sums.len() {

@@ -15,8 +15,8 @@ pub const PANEL: usize = VECTORS * LANES;
 /// Vectors of outputs in a panel.
 pub const VECTORS: usize = 4;
 
-/// Pairs of inputs of a block: 32 KiB of weights, which stay in the second-level cache while all
-/// rows run through them, a vector's 8 KiB of them in the first.
+/// Pairs of inputs of a block: 32 KiB of weights, which stay in the first-level cache while all rows
+/// run through them on tiles, in the second-level one in lanes.
 pub const BLOCK_PAIRS: usize = 128;
 
 /// Sixteen outputs' weights for one pair of inputs.
@@ -25,26 +25,35 @@ pub type WeightPairs = [bf16; 2 * LANES];
 /// A weight matrix `[outputs, inputs]` as `[panels, blocks, VECTORS, pairs of the block, LANES, 2]`
 /// of bf16: for each pair of inputs the weights of 16 outputs side by side, which is what
 /// `vdpbf16ps` multiplies, so that one pass streams through memory. The last block has the pairs
-/// that are left; missing outputs and an odd last input are zeros.
+/// that are left; missing outputs and inputs are zeros.
 pub struct Matrix {
     /// Outputs: rows of the original.
     pub outputs: usize,
     /// Inputs: columns of the original.
     pub inputs: usize,
+    /// Pairs of inputs, the last ones padded if need be.
+    pub pairs: usize,
     data: Buffer<bf16>,
 }
 
 impl Matrix {
-    /// Packs `matrix` into memory of `slabs` that is taken from `memory`.
-    pub fn new(slabs: &Slabs, memory: &Arc<Memory>, matrix: &HostMatrix<'_>) -> Result<Self> {
+    /// Packs `matrix`, with a multiple of so many pairs of inputs, into memory of `slabs` that is taken
+    /// from `memory`.
+    pub fn new(
+        pairs: usize,
+        slabs: &Slabs,
+        memory: &Arc<Memory>,
+        matrix: &HostMatrix<'_>,
+    ) -> Result<Self> {
         let (outputs, inputs) = (matrix.rows, matrix.cols);
-        let len = outputs.div_ceil(PANEL) * inputs.div_ceil(2) * PANEL * 2;
-        let mut packed = Self { outputs, inputs, data: slabs.buffer(memory, len)? };
+        let pairs = inputs.div_ceil(2).next_multiple_of(pairs);
+        let len = outputs.div_ceil(PANEL) * pairs * PANEL * 2;
+        let mut packed = Self { outputs, inputs, pairs, data: slabs.buffer(memory, len)? };
         for output in 0..outputs {
-            let mut weights = matrix.row(output).chunks(2);
-            for from in (0..packed.pairs()).step_by(BLOCK_PAIRS) {
-                let places = packed.places(output, from);
-                for (place, weights) in places.zip(weights.by_ref()) {
+            let weights = matrix.row(output).chunks(2 * BLOCK_PAIRS);
+            for (block, weights) in weights.enumerate() {
+                let places = packed.places(output, block);
+                for (place, weights) in places.zip(weights.chunks(2)) {
                     packed.data[place..][..weights.len()].copy_from_slice(weights);
                 }
             }
@@ -52,29 +61,24 @@ impl Matrix {
         Ok(packed)
     }
 
-    /// Pairs of inputs, the last one padded if need be.
-    pub fn pairs(&self) -> usize {
-        self.inputs.div_ceil(2)
-    }
-
     /// How many panels there are.
     pub fn panels(&self) -> usize {
         self.outputs.div_ceil(PANEL)
     }
 
-    /// One panel's weights of the block of pairs that begins with pair `from`, `[VECTORS, pairs of
-    /// the block]`.
-    pub fn block(&self, panel: usize, from: usize) -> &[WeightPairs] {
-        let count = BLOCK_PAIRS.min(self.pairs() - from);
-        let start = (panel * self.pairs() + from) * PANEL * 2;
-        self.data[start..][..count * PANEL * 2].as_chunks().0
+    /// The blocks of a panel, each with its first pair of inputs and its weights, `[VECTORS, pairs]`.
+    pub fn blocks(&self, panel: usize) -> impl Iterator<Item = (usize, &[WeightPairs])> {
+        let len = self.pairs * PANEL * 2;
+        let weights = self.data[panel * len..][..len].as_chunks().0;
+        (0..).step_by(BLOCK_PAIRS).zip(weights.chunks(BLOCK_PAIRS * VECTORS))
     }
 
-    /// Where the pairs of one output in the block that begins with pair `from` stand.
-    fn places(&self, output: usize, from: usize) -> impl Iterator<Item = usize> + use<> {
-        let count = BLOCK_PAIRS.min(self.pairs() - from);
+    /// Where the pairs of one output in a block stand.
+    fn places(&self, output: usize, block: usize) -> impl Iterator<Item = usize> + use<> {
+        let from = block * BLOCK_PAIRS;
+        let count = BLOCK_PAIRS.min(self.pairs - from);
         let (panel, vector, lane) = (output / PANEL, output % PANEL / LANES, output % LANES);
-        let start = (panel * self.pairs() + from) * PANEL * 2 + vector * count * 2 * LANES;
+        let start = (panel * self.pairs + from) * PANEL * 2 + vector * count * 2 * LANES;
         (0..count).map(move |pair| start + (pair * LANES + lane) * 2)
     }
 
@@ -83,7 +87,7 @@ impl Matrix {
     pub fn row(&self, output: usize, out: &mut [f32], put: impl Fn(&mut f32, f32)) {
         assert!(output < self.outputs, "row {output} of {}", self.outputs);
         for (block, out) in out.chunks_mut(2 * BLOCK_PAIRS).enumerate() {
-            for (place, out) in self.places(output, block * BLOCK_PAIRS).zip(out.chunks_mut(2)) {
+            for (place, out) in self.places(output, block).zip(out.chunks_mut(2)) {
                 for (out, &weight) in out.iter_mut().zip(&self.data[place..place + 2]) {
                     put(out, widen(weight));
                 }

@@ -33,11 +33,12 @@ pub use matrix::Matrix;
 use super::{Advance, Attention, Backend, Entries, Heads, Memory, NO_SLOT, PoolShape, SampleRow};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
-use buffer::{Shared, Slabs};
+use buffer::{SLAB, Shared, Slabs};
 use epilogue::Places;
 use matmul::Block;
 use simd::LANES;
 use team::Team;
+use tiles::TILE;
 
 /// Numbers below which an elementwise op stays on one thread.
 const WORTH_A_THREAD: usize = 1 << 12;
@@ -50,7 +51,7 @@ pub struct CpuBackend {
     isa: Isa,
     team: Arc<Team>,
     memory: Arc<Memory>,
-    weights: Arc<Slabs>,
+    slabs: Arc<Slabs>,
 }
 
 /// What a matmul does with its sums and its bias; one of [`epilogue`]'s.
@@ -69,12 +70,12 @@ impl CpuBackend {
         let team = Team::new(threads.unwrap_or_else(all))
             .map_err(|error| Error::flag("--threads", format!("cannot be had: {error}")))?;
         let memory = Memory::of_free(host_free_bytes(), HOST_MARGIN);
-        Ok(Self { isa, team: Arc::new(team), memory, weights: Arc::default() })
+        Ok(Self { isa, team: Arc::new(team), memory, slabs: Arc::default() })
     }
 
     /// `len` zeros in such memory as weights are in, beyond the budget: to measure it with.
     pub fn alloc_streamed<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        self.weights.buffer(&Memory::new(None), len)
+        self.slabs.buffer(&Memory::new(None), len)
     }
 
     /// Adds up `values` with all threads, as fast as memory can be read.
@@ -174,9 +175,9 @@ impl Backend for CpuBackend {
 
     /// The same threads: an op is done when its call returns.
     fn side(&self) -> Result<Self> {
-        let Self { isa, team, memory, weights } = self;
-        let (team, memory, weights) = (team.clone(), memory.clone(), weights.clone());
-        Ok(Self { isa: *isa, team, memory, weights })
+        let Self { isa, team, memory, slabs } = self;
+        let (team, memory, slabs) = (team.clone(), memory.clone(), slabs.clone());
+        Ok(Self { isa: *isa, team, memory, slabs })
     }
 
     fn after(&self, _other: &Self) -> Result<()> {
@@ -184,7 +185,11 @@ impl Backend for CpuBackend {
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        Buffer::new(&self.memory, len)
+        if len.saturating_mul(size_of::<T>()) > SLAB {
+            // A large cache takes memory where it is written, a small page at a time.
+            return Buffer::new(&self.memory, len);
+        }
+        self.slabs.buffer(&self.memory, len)
     }
 
     fn len<T: Element>(&self, buffer: &Buffer<T>) -> usize {
@@ -202,7 +207,11 @@ impl Backend for CpuBackend {
     }
 
     fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
-        Matrix::new(&self.weights, &self.memory, &matrix)
+        let pairs = match self.isa {
+            Isa::PortableTiles | Isa::Amx => TILE,
+            _ => 1,
+        };
+        Matrix::new(pairs, &self.slabs, &self.memory, &matrix)
     }
 
     fn embed(

@@ -163,8 +163,8 @@ impl<T: Tiles> Products for OnTiles<T> {
             self.tiles.zero::<0>();
             let words = self.words[tile * width..][..width].chunks_exact(TILE * TILE);
             for (step, words) in words.enumerate() {
-                self.tiles.load::<4>(&keys[step * CHANNELS..], self.dim);
-                self.tiles.load::<6>(pairs_of(words), 2 * TILE);
+                self.tiles.load_rows::<4>(&keys[step * CHANNELS..], self.dim);
+                self.tiles.load_rows::<6>(pairs_of(words), 2 * TILE);
                 self.tiles.dot::<0, 4, 6>();
             }
             self.tiles.store::<0>(products, tile);

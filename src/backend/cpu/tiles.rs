@@ -5,6 +5,7 @@
 //! in order, in one tile: a row's result depends on nothing but itself.
 
 use std::ops::Range;
+use std::slice;
 
 use super::matmul::{Row, Sums, Words};
 use super::matrix::{BLOCK_PAIRS, Matrix, VECTORS, WeightPairs};
@@ -14,8 +15,8 @@ use crate::tensor::bf16;
 /// Rows of a tile, and pairs of inputs of a step. A tile's row has 64 bytes: 16 sums, or 16 pairs.
 pub const TILE: usize = 16;
 
-// A step takes whole pairs of one vector of a panel, and steps do not straddle blocks.
-const _: () = assert!(TILE == LANES && BLOCK_PAIRS.is_multiple_of(TILE));
+// A step takes 16 pairs of each vector of a panel.
+const _: () = assert!(TILE == LANES);
 
 /// Eight tiles of 16 rows of 64 bytes, by number.
 pub trait Tiles {
@@ -24,7 +25,17 @@ pub trait Tiles {
     /// Sets a tile to zeros.
     fn zero<const T: usize>(&mut self);
     /// Loads a tile whose rows begin `stride` numbers apart.
-    fn load<const T: usize>(&mut self, from: &[bf16], stride: usize);
+    ///
+    /// # Safety
+    /// From `from` on there must be `(TILE - 1) * stride + 2 * LANES` numbers.
+    unsafe fn load<const T: usize>(&mut self, from: *const bf16, stride: usize);
+    /// [`load`](Self::load), checked.
+    #[inline(always)]
+    fn load_rows<const T: usize>(&mut self, from: &[bf16], stride: usize) {
+        assert!(from.len() >= (TILE - 1) * stride + 2 * LANES, "a tile of 16 rows");
+        // SAFETY: they are there.
+        unsafe { self.load::<T>(from.as_ptr(), stride) };
+    }
     /// `C[row][output] += Σ A[row][pair] · B[pair][output]` over 16 pairs of bf16, sums in f32.
     fn dot<const C: usize, const A: usize, const B: usize>(&mut self);
     /// Stores a tile of sums into one vector of 16 rows of a panel.
@@ -33,23 +44,18 @@ pub trait Tiles {
     fn resume<const T: usize>(&mut self, from: &[Row], vector: usize);
     /// Asks for the cache line at `address`, which need not be ours.
     fn prefetch(address: *const bf16);
+    /// Loads something of a line, so that it comes into the nearest cache. The rows of a tile wait
+    /// for one another; such loads do not, and memory gives a tenth more.
+    fn touch(line: &WeightPairs);
 }
 
-/// Pairs from one row of inputs to the next: whole steps.
-pub fn stride(pairs: usize) -> usize {
-    pairs.next_multiple_of(TILE)
-}
-
-/// Rows for which the weights come too slowly to be asked for beforehand as well: the processor
-/// does that better by itself.
+/// Rows for which the weights come too slowly to be asked for while others are used: they are read
+/// where they are needed, but line by line (see [`Tiles::touch`]).
 const FEW: usize = 4 * TILE;
 
-/// Vectors of outputs that are computed together.
-const TOGETHER: usize = 2;
-
 /// The sums of `rows`, which begin with a whole tile, and one panel; `x: [rows, stride]` with
-/// whole tiles of rows, zeros where there is nothing (see [`words`](super::matmul::words)). A few
-/// rows' at a time are handed to `each` as soon as they are there, while they are near.
+/// whole tiles of rows, zeros where there is nothing (see [`words`](super::matmul::words)). A tile of
+/// rows at a time is handed to `each` as soon as its sums are there, while they are near.
 #[inline(always)]
 pub fn block<T: Tiles>(
     rows: Range<usize>,
@@ -60,47 +66,60 @@ pub fn block<T: Tiles>(
     mut each: impl FnMut(Range<usize>, &[Row]),
 ) {
     let mut tiles = T::new();
-    let stride = stride(weight.pairs());
-    let x = |row: usize| x.from((rows.start + row) * stride);
+    let (pairs, stride) = (weight.pairs, 2 * weight.pairs);
+    let x = |row: usize, from: usize| pairs_of(x.from(row * pairs + from));
     // All of it is written.
     let padded = rows.len().next_multiple_of(TILE);
     sums.resize(sums.len().max(padded), Row::ZERO);
     let sums = &mut sums[..padded];
-    let mut done = |first: usize, sums: &[Row]| {
-        let rows = rows.start + first..rows.end.min(rows.start + first + sums.len());
+    let mut done = |row: usize, sums: &[Row]| {
+        let rows = row..rows.end.min(row + TILE);
         let count = rows.len();
         each(rows, &sums[..count]);
     };
-    if rows.len() <= FEW {
-        for (index, sums) in sums.chunks_mut(TILE).enumerate() {
-            strip::<T>(&mut tiles, x(index * TILE), stride, weight, panel, sums);
-            done(index * TILE, sums);
+    if padded <= FEW {
+        for (strip, sums) in sums.chunks_exact_mut(TILE).enumerate() {
+            let row = rows.start + strip * TILE;
+            zero(&mut tiles);
+            for (from, weights) in weight.blocks(panel) {
+                add(&mut tiles, x(row, from), stride, weights, |step| touch::<T>(step, weights));
+            }
+            store(&mut tiles, sums);
+            done(row, sums);
         }
         return;
     }
-    let squares = sums.len().div_ceil(2 * TILE);
-    for from in (0..weight.pairs()).step_by(BLOCK_PAIRS) {
-        let block = weight.block(panel, from);
-        let pairs = block.len() / VECTORS;
-        for vector in (0..VECTORS).step_by(TOGETHER) {
-            // 16 KiB, which stay in the first-level cache while all rows run through them; those
-            // that come next are asked for meanwhile.
-            let weights = &block[vector * pairs..][..TOGETHER * pairs];
-            let mut ahead = Ahead::new(weights, squares);
-            for (index, sums) in sums.chunks_mut(2 * TILE).enumerate() {
-                let row = index * 2 * TILE;
-                let at = Place { from, stride, vector };
-                let upper = &x(row)[from..];
-                if sums.len() > TILE {
-                    let lower = &x(row + TILE)[from..];
-                    pass::<T, true>(&mut tiles, [upper, lower], weights, &mut ahead, sums, at);
-                } else {
-                    pass::<T, false>(&mut tiles, [upper, upper], weights, &mut ahead, sums, at);
-                }
-                if from + pairs == weight.pairs() && vector + TOGETHER == VECTORS {
-                    done(row, sums);
-                }
+    for (from, weights) in weight.blocks(panel) {
+        // They stay in the first-level cache while all rows run through them; those that come next
+        // are asked for meanwhile.
+        let mut ahead = Ahead::new(weights, padded / TILE);
+        for (strip, sums) in sums.chunks_exact_mut(TILE).enumerate() {
+            let row = rows.start + strip * TILE;
+            if from == 0 {
+                zero(&mut tiles);
+            } else {
+                resume(&mut tiles, sums);
             }
+            add(&mut tiles, x(row, from), stride, weights, |_| ahead.step::<T>());
+            store(&mut tiles, sums);
+            if from + BLOCK_PAIRS >= pairs {
+                done(row, sums);
+            }
+        }
+    }
+}
+
+/// Touches the weights of a step, two vectors' at a time, which lie in different pages: memory gives
+/// the most when it is read at several places.
+#[inline(always)]
+fn touch<T: Tiles>(step: usize, weights: &[WeightPairs]) {
+    let pairs = weights.len() / VECTORS;
+    for two in weights.chunks_exact(2 * pairs) {
+        let (left, right) = two.split_at(pairs);
+        let lines = left[step * TILE..][..TILE].iter().zip(&right[step * TILE..][..TILE]);
+        for (left, right) in lines {
+            T::touch(left);
+            T::touch(right);
         }
     }
 }
@@ -113,12 +132,11 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// As many as `weights`, in as many pieces as `squares` take steps.
+    /// As many as `weights`, in as many pieces as `strips` take steps.
     #[inline(always)]
-    fn new(weights: &[WeightPairs], squares: usize) -> Self {
-        let steps = squares * (weights.len() / TOGETHER).div_ceil(TILE);
+    fn new(weights: &[WeightPairs], strips: usize) -> Self {
+        let steps = strips * weights.len() / (VECTORS * TILE);
         let next = weights.as_ptr_range().end.cast();
-        // A line holds the weights of one pair.
         Self { next, lines: weights.len(), lines_per_step: weights.len().div_ceil(steps) }
     }
 
@@ -133,63 +151,61 @@ impl Ahead {
     }
 }
 
-/// Which part of a sum a [`pass`] adds.
-#[derive(Clone, Copy)]
-struct Place {
-    /// The first pair of inputs.
-    from: usize,
-    /// Pairs from one row of inputs to the next.
+/// Adds a block to the sums of one tile of rows in tiles 0 to 3. `x`: the rows from the block's first
+/// pair on, `stride` numbers apart; `weights: [VECTORS, pairs]`; `begin` is told of each step.
+#[inline(always)]
+fn add<T: Tiles>(
+    tiles: &mut T,
+    x: &[bf16],
     stride: usize,
-    /// The first vector of outputs.
-    vector: usize,
+    weights: &[WeightPairs],
+    mut begin: impl FnMut(usize),
+) {
+    let pairs = weights.len() / VECTORS;
+    let steps = pairs / TILE;
+    assert!(x.len() >= (TILE - 1) * stride + steps * 2 * TILE, "a tile of 16 rows");
+    let (x, weights) = (x.as_ptr(), weights.as_ptr().cast::<bf16>());
+    for step in 0..steps {
+        begin(step);
+        // SAFETY: the rows have so many steps, see above, and so have the weights.
+        unsafe {
+            // What is loaded is multiplied at once: the next load runs beside it.
+            tiles.load::<4>(x.add(step * 2 * TILE), stride);
+            let tile = |vector: usize| weights.add((vector * pairs + step * TILE) * 2 * LANES);
+            tiles.load::<5>(tile(0), 2 * LANES);
+            tiles.dot::<0, 4, 5>();
+            tiles.load::<6>(tile(1), 2 * LANES);
+            tiles.dot::<1, 4, 6>();
+            tiles.load::<7>(tile(2), 2 * LANES);
+            tiles.dot::<2, 4, 7>();
+            tiles.load::<5>(tile(3), 2 * LANES);
+            tiles.dot::<3, 4, 5>();
+        }
+    }
 }
 
-/// Adds a block of pairs to the sums of one tile of rows or two by two of outputs.
-/// `x`: each tile's rows from the block's first pair on; `weights: [TOGETHER, pairs of the block]`
 #[inline(always)]
-fn pass<T: Tiles, const TWO: bool>(
-    tiles: &mut T,
-    x: [&[u32]; 2],
-    weights: &[WeightPairs],
-    ahead: &mut Ahead,
-    sums: &mut [Row],
-    Place { from, stride, vector }: Place,
-) {
-    let (upper, lower) = sums.split_at_mut(TILE);
-    if from == 0 {
-        tiles.zero::<0>();
-        tiles.zero::<1>();
-        tiles.zero::<2>();
-        tiles.zero::<3>();
-    } else {
-        tiles.resume::<0>(upper, vector);
-        tiles.resume::<1>(upper, vector + 1);
-        if TWO {
-            tiles.resume::<2>(lower, vector);
-            tiles.resume::<3>(lower, vector + 1);
-        }
-    }
-    let (left, right) = weights.split_at(weights.len() / TOGETHER);
-    for (step, (left, right)) in left.chunks(TILE).zip(right.chunks(TILE)).enumerate() {
-        ahead.step::<T>();
-        // What is loaded is multiplied at once: the next load runs beside it.
-        load_weights::<T, 6>(tiles, left);
-        tiles.load::<4>(pairs_of(&x[0][step * TILE..]), 2 * stride);
-        tiles.dot::<0, 4, 6>();
-        load_weights::<T, 7>(tiles, right);
-        tiles.dot::<1, 4, 7>();
-        if TWO {
-            tiles.load::<5>(pairs_of(&x[1][step * TILE..]), 2 * stride);
-            tiles.dot::<2, 5, 6>();
-            tiles.dot::<3, 5, 7>();
-        }
-    }
-    tiles.store::<0>(upper, vector);
-    tiles.store::<1>(upper, vector + 1);
-    if TWO {
-        tiles.store::<2>(lower, vector);
-        tiles.store::<3>(lower, vector + 1);
-    }
+fn zero(tiles: &mut impl Tiles) {
+    tiles.zero::<0>();
+    tiles.zero::<1>();
+    tiles.zero::<2>();
+    tiles.zero::<3>();
+}
+
+#[inline(always)]
+fn resume(tiles: &mut impl Tiles, sums: &[Row]) {
+    tiles.resume::<0>(sums, 0);
+    tiles.resume::<1>(sums, 1);
+    tiles.resume::<2>(sums, 2);
+    tiles.resume::<3>(sums, 3);
+}
+
+#[inline(always)]
+fn store(tiles: &mut impl Tiles, sums: &mut [Row]) {
+    tiles.store::<0>(sums, 0);
+    tiles.store::<1>(sums, 1);
+    tiles.store::<2>(sums, 2);
+    tiles.store::<3>(sums, 3);
 }
 
 /// Words as the pairs that they are.
@@ -197,58 +213,6 @@ fn pass<T: Tiles, const TWO: bool>(
 pub fn pairs_of(words: &[u32]) -> &[bf16] {
     // SAFETY: a u32 is two bf16, any bits are one.
     unsafe { words.align_to::<bf16>() }.1
-}
-
-/// One tile of rows by all four of outputs, which reads the weights in the order in which they lie:
-/// with few rows that is all it is about.
-#[inline(always)]
-fn strip<T: Tiles>(
-    tiles: &mut T,
-    x: &[u32],
-    stride: usize,
-    weight: &Matrix,
-    panel: usize,
-    sums: &mut [Row],
-) {
-    tiles.zero::<0>();
-    tiles.zero::<1>();
-    tiles.zero::<2>();
-    tiles.zero::<3>();
-    for from in (0..weight.pairs()).step_by(BLOCK_PAIRS) {
-        let block = weight.block(panel, from);
-        let mut vectors = [block; VECTORS];
-        for (vector, weights) in vectors.iter_mut().zip(block.chunks(block.len() / VECTORS)) {
-            *vector = weights;
-        }
-        for step in (0..vectors[0].len()).step_by(TILE) {
-            let weights = vectors.map(|weights| &weights[step..weights.len().min(step + TILE)]);
-            tiles.load::<4>(pairs_of(&x[from + step..]), 2 * stride);
-            load_weights::<T, 6>(tiles, weights[0]);
-            load_weights::<T, 7>(tiles, weights[1]);
-            tiles.dot::<0, 4, 6>();
-            tiles.dot::<1, 4, 7>();
-            load_weights::<T, 6>(tiles, weights[2]);
-            load_weights::<T, 7>(tiles, weights[3]);
-            tiles.dot::<2, 4, 6>();
-            tiles.dot::<3, 4, 7>();
-        }
-    }
-    tiles.store::<0>(sums, 0);
-    tiles.store::<1>(sums, 1);
-    tiles.store::<2>(sums, 2);
-    tiles.store::<3>(sums, 3);
-}
-
-/// Loads a step's weights, with zeros for pairs beyond the last.
-#[inline(always)]
-fn load_weights<T: Tiles, const B: usize>(tiles: &mut T, weights: &[WeightPairs]) {
-    if weights.len() == TILE {
-        tiles.load::<B>(weights.as_flattened(), 2 * LANES);
-    } else {
-        let mut padded = [WeightPairs::default(); TILE];
-        padded[..weights.len()].copy_from_slice(weights);
-        tiles.load::<B>(padded.as_flattened(), 2 * LANES);
-    }
 }
 
 /// Tiles in plain Rust.
@@ -267,9 +231,10 @@ impl Tiles for PortableTiles {
         self.words[T] = [[0; LANES]; TILE];
     }
 
-    fn load<const T: usize>(&mut self, from: &[bf16], stride: usize) {
+    unsafe fn load<const T: usize>(&mut self, from: *const bf16, stride: usize) {
         for (row, words) in self.words[T].iter_mut().enumerate() {
-            let numbers = &from[row * stride..][..2 * LANES];
+            // SAFETY: the caller says that they are there.
+            let numbers = unsafe { slice::from_raw_parts(from.add(row * stride), 2 * LANES) };
             for (word, pair) in words.iter_mut().zip(numbers.as_chunks::<2>().0) {
                 *word = u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16;
             }
@@ -307,4 +272,5 @@ impl Tiles for PortableTiles {
     }
 
     fn prefetch(_address: *const bf16) {}
+    fn touch(_line: &WeightPairs) {}
 }
