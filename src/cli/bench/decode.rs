@@ -40,6 +40,10 @@ impl Bench for Args {
         &self.common
     }
 
+    fn weight_bytes(&self) -> Result<usize> {
+        self.common.models.largest_bytes()
+    }
+
     fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>> {
         let fence = Fence::new(backend)?;
         let mut rows = Vec::new();

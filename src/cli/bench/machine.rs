@@ -1,6 +1,7 @@
 //! What a device can do: the bandwidth of its memory and the rate of a large matmul.
 
 use std::hint::black_box;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,8 +18,10 @@ use crate::tensor::{HostMatrix, bf16, random};
 const PATIENCE: f64 = 0.3;
 /// Seconds of work that are timed together: so many that waiting for a device does not count.
 const TIMED: f64 = 0.02;
-/// Numbers read from the host's memory at a time: 256 MiB, far beyond any cache.
-const NUMBERS: usize = 1 << 26;
+/// Bytes read from the host's memory at a time: as many as the weights have, since a large cache
+/// keeps part of what a small model reads again and again; within limits, for what is beyond the
+/// nearer caches in any case and what is beyond all of them.
+const BYTES: RangeInclusive<usize> = 256 << 20..=2 << 30;
 /// Pages copied on a device: 4 MiB each, up to 1 GiB in all, far beyond any cache.
 const PAGE: PoolShape =
     PoolShape { layers: 16, pages: 1, heads: Heads { query: 32, kv: 32, dim: 128 } };
@@ -29,16 +32,18 @@ const SIDES: [usize; 8] = [64, 128, 256, 512, 1024, 2048, 4096, 8192];
 
 /// A device as something to be measured.
 pub trait Measured: Backend {
-    /// Bytes per second that its memory reads, or, where it cannot but copy, reads and writes.
-    fn bandwidth(self: &Arc<Self>) -> Result<Vec<f64>>;
+    /// Bytes per second that its memory reads, or, where it cannot but copy, reads and writes, when
+    /// it is about so many bytes of `weights`.
+    fn bandwidth(self: &Arc<Self>, weights: usize) -> Result<Vec<f64>>;
 
     /// The most of its memory that this process ever had in use, in bytes, where that is known.
     fn peak_memory(&self) -> Option<f64>;
 }
 
 impl Measured for CpuBackend {
-    fn bandwidth(self: &Arc<Self>) -> Result<Vec<f64>> {
-        let mut numbers = self.alloc_streamed::<f32>(NUMBERS)?;
+    fn bandwidth(self: &Arc<Self>, weights: usize) -> Result<Vec<f64>> {
+        let bytes = weights.clamp(*BYTES.start(), *BYTES.end());
+        let mut numbers = self.alloc_streamed::<f32>(bytes / size_of::<f32>())?;
         numbers.fill(1.0);
         let runs = seconds(self, || {
             black_box(self.sum(black_box(&numbers)));
@@ -53,7 +58,7 @@ impl Measured for CpuBackend {
 }
 
 impl Measured for CudaBackend<Driver> {
-    fn bandwidth(self: &Arc<Self>) -> Result<Vec<f64>> {
+    fn bandwidth(self: &Arc<Self>, _weights: usize) -> Result<Vec<f64>> {
         copy_bandwidth(self)
     }
 
@@ -64,7 +69,7 @@ impl Measured for CudaBackend<Driver> {
 }
 
 impl Measured for CudaBackend<Emulator> {
-    fn bandwidth(self: &Arc<Self>) -> Result<Vec<f64>> {
+    fn bandwidth(self: &Arc<Self>, _weights: usize) -> Result<Vec<f64>> {
         copy_bandwidth(self)
     }
 
@@ -100,10 +105,10 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Measures both rates, which takes a few seconds.
-    pub fn measure<B: Measured>(backend: &Arc<B>) -> Result<Self> {
+    /// Measures both rates, for models of so many bytes of `weights`, which takes a few seconds.
+    pub fn measure<B: Measured>(backend: &Arc<B>, weights: usize) -> Result<Self> {
         eprintln!("bench machine: memory and matmul");
-        let machine = Self { bandwidth: backend.bandwidth()?, matmul: matmul(backend)? };
+        let machine = Self { bandwidth: backend.bandwidth(weights)?, matmul: matmul(backend)? };
         forget_host_peak();
         Ok(machine)
     }

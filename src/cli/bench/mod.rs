@@ -110,6 +110,9 @@ trait Bench: Sync {
 
     fn common(&self) -> &Common;
 
+    /// Bytes of the weights that are read in turn.
+    fn weight_bytes(&self) -> Result<usize>;
+
     /// All results but the machine's own.
     fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>>;
 }
@@ -121,7 +124,7 @@ impl<T: Bench> Job for Measurement<'_, T> {
     type Output = Done;
 
     fn run<B: Measured>(self, backend: &Arc<B>) -> Result<Done> {
-        let machine = Machine::measure(backend)?;
+        let machine = Machine::measure(backend, self.0.weight_bytes()?)?;
         let mut rows = machine.rows(T::NAME);
         rows.extend(self.0.measure(backend, &machine)?);
         let (common, origin) = (self.0.common(), Origin::now(backend.describe()));

@@ -114,6 +114,27 @@ impl ModelArgs {
         }
     }
 
+    /// Bytes of the largest model's weights: each is run by itself.
+    pub fn largest_bytes(&self) -> Result<usize> {
+        Ok(self.weight_bytes()?.into_iter().max().unwrap_or(0))
+    }
+
+    /// Bytes of the weights of base, tuned and untuned together.
+    pub fn trio_bytes(&self) -> Result<usize> {
+        let sources = self.weight_bytes()?;
+        Ok(match (self.shape, &*sources) {
+            // A shape is the base model's, the last one the pair's.
+            (Some(_), [base, .., guide]) => base + 2 * guide,
+            (Some(_), [all]) => 3 * all,
+            _ => sources.iter().sum(),
+        })
+    }
+
+    /// As [`sources`](Self::sources).
+    fn weight_bytes(&self) -> Result<Vec<usize>> {
+        Ok(self.sources()?.iter().map(|source| source.config.weight_bytes()).collect())
+    }
+
     /// Base, tuned and untuned, for searches of this size that run together. No response ends
     /// before its limit.
     pub fn trio<B: Backend>(

@@ -35,6 +35,10 @@ impl Bench for Args {
         &self.common
     }
 
+    fn weight_bytes(&self) -> Result<usize> {
+        self.common.models.largest_bytes()
+    }
+
     fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         for source in self.common.models.sources()? {
