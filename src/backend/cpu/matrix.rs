@@ -37,16 +37,16 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Packs `matrix`, with a multiple of so many pairs of inputs, into memory of `slabs` that is taken
-    /// from `memory`.
+    /// Packs `matrix`, padded to a multiple of `step_pairs` pairs of inputs, into memory of `slabs` that is
+    /// taken from `memory`.
     pub fn new(
-        pairs: usize,
+        step_pairs: usize,
         slabs: &Slabs,
         memory: &Arc<Memory>,
         matrix: &HostMatrix<'_>,
     ) -> Result<Self> {
         let (outputs, inputs) = (matrix.rows, matrix.cols);
-        let pairs = inputs.div_ceil(2).next_multiple_of(pairs);
+        let pairs = inputs.div_ceil(2).next_multiple_of(step_pairs);
         let len = outputs.div_ceil(PANEL) * pairs * PANEL * 2;
         let mut packed = Self { outputs, inputs, pairs, data: slabs.buffer(memory, len)? };
         for output in 0..outputs {

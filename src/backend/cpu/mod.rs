@@ -207,11 +207,11 @@ impl Backend for CpuBackend {
     }
 
     fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
-        let pairs = match self.isa {
+        let step_pairs = match self.isa {
             Isa::PortableTiles | Isa::Amx => TILE,
             _ => 1,
         };
-        Matrix::new(pairs, &self.slabs, &self.memory, &matrix)
+        Matrix::new(step_pairs, &self.slabs, &self.memory, &matrix)
     }
 
     fn embed(

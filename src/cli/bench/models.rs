@@ -250,3 +250,29 @@ impl<B: Backend> Trio<B> {
 pub fn token(text: usize, place: usize, vocab: usize) -> u32 {
     ((text * 7919 + place * 104_729 + 17) % vocab) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: memory is measured with as many bytes as the models at hand have: a shape's three times
+    /// for a search, or once, and the pair's own shape twice.
+    #[test]
+    fn weights_are_counted_as_they_are_read() {
+        let args = |shape, guide_shape| ModelArgs {
+            base: None,
+            tuned: None,
+            untuned: None,
+            shape: Some(shape),
+            guide_shape,
+        };
+        let bytes = |shape: Shape| shape.config().expect("a published shape").weight_bytes();
+        let (large, small) = (bytes(Shape::Gpt2Xl), bytes(Shape::Gpt2));
+        let mixed = args(Shape::Gpt2Xl, Some(Shape::Gpt2));
+        assert_eq!(mixed.trio_bytes().expect("shapes"), large + 2 * small);
+        assert_eq!(mixed.largest_bytes().expect("shapes"), large);
+        let alike = args(Shape::Gpt2, None);
+        assert_eq!(alike.trio_bytes().expect("a shape"), 3 * small);
+        assert_eq!(alike.largest_bytes().expect("a shape"), small);
+    }
+}
