@@ -66,9 +66,9 @@ pub const LINE: usize = 64;
 /// A large page of x86-64, and of AArch64 with small pages of 4 KiB.
 const LARGE_PAGE: usize = 2 << 20;
 /// Addresses that are asked for at a time.
-pub const SLAB: usize = 64 << 20;
+const SLAB: usize = 64 << 20;
 
-/// Hands out memory that is streamed through as a whole, weights and scratch memory: buffers one behind the
+/// Hands out memory that is written once as a whole and then streamed through: buffers one behind the
 /// other in large pages, which spare address translations. (One by one, most matrices of a small
 /// model are too small for such pages; reading them then takes half as long again.)
 #[derive(Default)]

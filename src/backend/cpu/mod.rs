@@ -33,7 +33,7 @@ pub use matrix::Matrix;
 use super::{Advance, Attention, Backend, Entries, Heads, Memory, NO_SLOT, PoolShape, SampleRow};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
-use buffer::{SLAB, Shared, Slabs};
+use buffer::{Shared, Slabs};
 use epilogue::Places;
 use matmul::Block;
 use simd::LANES;
@@ -185,11 +185,7 @@ impl Backend for CpuBackend {
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        if len.saturating_mul(size_of::<T>()) > SLAB {
-            // A large cache takes memory where it is written, a small page at a time.
-            return Buffer::new(&self.memory, len);
-        }
-        self.slabs.buffer(&self.memory, len)
+        Buffer::new(&self.memory, len)
     }
 
     fn len<T: Element>(&self, buffer: &Buffer<T>) -> usize {
