@@ -78,7 +78,7 @@ fn main() {
 fn run<B: Measured>(backend: &Arc<B>, args: &Args) -> Result<()> {
     let all = [Shape::Gpt2, Shape::Gpt2Xl, Shape::Llama1b, Shape::Llama8b];
     let shapes = if args.shape.is_empty() { &all[..] } else { &args.shape };
-    let (machine, fence) = (Machine::measure(backend, 0)?, Fence::new(backend)?);
+    let (machine, fence) = (Machine::measure(backend, BEYOND_CACHES)?, Fence::new(backend)?);
     let mut rows = machine.rows("kernels");
     for &shape in shapes {
         eprintln!("device: {}", shape.name());

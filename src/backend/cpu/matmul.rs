@@ -105,28 +105,33 @@ impl Drop for Words<'_> {
     }
 }
 
+/// Rows, and pairs of inputs, that are multiplied at a time: what is not so many is filled up with zeros.
+pub fn step(isa: Isa) -> usize {
+    match isa {
+        Isa::PortableTiles | Isa::Amx => TILE,
+        _ => 1,
+    }
+}
+
 /// `x: [rows, inputs]` in the words that an instruction set multiplies with: pairs of bf16, or two
-/// f32, `[rows, Lanes::STEPS, pairs]`; an odd last input gets a zero beside it. For tiles also pairs
-/// and rows are filled up with zeros to whole tiles. What is so already, all rows or all whole tiles
-/// of them, stays where it is.
+/// f32, `[rows, Lanes::STEPS, pairs]`; an odd last input gets a zero beside it. Pairs and rows are filled up
+/// with zeros to whole [`step`]s. What is so already, all rows or all whole tiles of them, stays where it is.
 pub fn words<'a>(cpu: &CpuBackend, rows: usize, inputs: usize, x: &'a [bf16]) -> Words<'a> {
     let isa = cpu.isa;
     let x = &x[..rows * inputs];
-    let pairs = inputs.div_ceil(2);
-    let (steps, padded_pairs, tile) = match isa {
-        Isa::PortableTiles | Isa::Amx => (1, pairs.next_multiple_of(TILE), TILE),
-        _ => (steps(isa), pairs, 1),
-    };
+    let tile = step(isa);
+    let steps = if tile == 1 { steps(isa) } else { 1 };
+    let pairs = inputs.div_ceil(2).next_multiple_of(tile);
     let mut borrowed: &[u32] = &[];
     if steps == 1
-        && 2 * padded_pairs == inputs
+        && 2 * pairs == inputs
         && cfg!(target_endian = "little")
         // SAFETY: any two bf16 are a valid u32; `align_to` takes care of alignment.
         && let ([], words, []) = unsafe { x.align_to::<u32>() }
     {
-        borrowed = &words[..rows / tile * tile * padded_pairs];
+        borrowed = &words[..rows / tile * tile * pairs];
     }
-    let width = padded_pairs * steps;
+    let width = pairs * steps;
     let x = &x[borrowed.len() / width * inputs..];
     if x.is_empty() {
         return Words { borrowed, owned: Vec::new(), start: 0 };

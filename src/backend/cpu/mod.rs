@@ -38,7 +38,6 @@ use epilogue::Places;
 use matmul::Block;
 use simd::LANES;
 use team::Team;
-use tiles::TILE;
 
 /// Numbers below which an elementwise op stays on one thread.
 const WORTH_A_THREAD: usize = 1 << 12;
@@ -203,11 +202,7 @@ impl Backend for CpuBackend {
     }
 
     fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
-        let step_pairs = match self.isa {
-            Isa::PortableTiles | Isa::Amx => TILE,
-            _ => 1,
-        };
-        Matrix::new(step_pairs, &self.slabs, &self.memory, &matrix)
+        Matrix::new(matmul::step(self.isa), &self.slabs, &self.memory, &matrix)
     }
 
     fn embed(
