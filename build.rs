@@ -1,7 +1,7 @@
 //! Compiles kernels/ twice: for the emulator always, for GPUs when nvcc is found.
 //!
-//! nvcc is looked for in NVCC, CUDA_HOME, PATH and .toolchain (see tools/toolchain.sh). Without it
-//! the program builds all the same, and `--device cuda` says what is missing.
+//! nvcc is looked for in NVCC, CUDA_HOME, PATH and .toolchain (see tools/toolchain.sh); one that is too old
+//! is passed over. Without it the program builds all the same, and `--device cuda` says what is missing.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,11 @@ const TARGETS: [&str; 3] = [
     "arch=compute_90a,code=sm_90a",
     "arch=compute_80,code=compute_80",
 ];
+
+/// The first release of nvcc that knows them.
+const OLDEST_NVCC: u32 = 12;
+/// Where tools/toolchain.sh puts nvcc; it touches this file, so that a build looks again.
+const OWN_NVCC: &str = ".toolchain/nvcc";
 
 fn main() {
     let kernels = Path::new("kernels");
@@ -108,7 +113,11 @@ fn gpu(kernels: &Path, files: &[PathBuf], out: &Path) {
     for name in ["NVCC", "CUDA_HOME", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    println!("cargo::rerun-if-changed=.toolchain/nvcc");
+    println!("cargo::rerun-if-changed=build.rs");
+    // A file that is not there counts as changed, at every build.
+    if Path::new(OWN_NVCC).exists() {
+        println!("cargo::rerun-if-changed={OWN_NVCC}");
+    }
     let Some(nvcc) = find_nvcc() else {
         println!(
             "cargo::warning=nvcc was not found: no GPU kernels are built (tools/toolchain.sh gets it)"
@@ -142,7 +151,26 @@ fn find_nvcc() -> Option<PathBuf> {
         .into_iter()
         .chain(from_variable("CUDA_HOME", "bin/nvcc"))
         .chain(folders.into_iter().map(|folder| folder.join("nvcc")))
-        .chain([PathBuf::from(".toolchain/nvcc")])
-        .find(|path| path.is_file())
+        .chain([PathBuf::from(OWN_NVCC)])
+        .filter(|path| path.is_file())
         .map(|path| fs::canonicalize(&path).unwrap_or(path))
+        .find(|path| {
+            let release = release(path);
+            let fits = release.is_some_and(|release| release >= OLDEST_NVCC);
+            if !fits {
+                let release = release.map_or("unknown".into(), |release| release.to_string());
+                println!(
+                    "cargo::warning={} is not used: its release is {release}, not {OLDEST_NVCC} or later",
+                    path.display()
+                );
+            }
+            fits
+        })
+}
+
+/// The major release of an nvcc: it says "Cuda compilation tools, release 13.0, V13.0.88".
+fn release(nvcc: &Path) -> Option<u32> {
+    let output = Command::new(nvcc).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_once("release ")?.1.split('.').next()?.parse().ok()
 }

@@ -56,7 +56,8 @@ __device__ __forceinline__ void sum_tiles(const LogprobsParams &p) {
       for (unsigned i = 0; i < T::HIGH; i++) {
 #pragma unroll
         for (unsigned k = side; k < 4; k += 2) {
-          if (most > -INFINITY) sum += expf(tile.of[i][j][k] - most);
+          // Not fused with expf's last product in one kernel and perhaps not in the other.
+          if (most > -INFINITY) sum = __fadd_rn(sum, expf(tile.of[i][j][k] - most));
         }
       }
       for (unsigned distance = 4; distance < 32; distance *= 2) {
@@ -77,7 +78,8 @@ __device__ __forceinline__ void sum_tiles(const LogprobsParams &p) {
     float most = fmaxf(a, b);
     size_t at = size_t(row) * p.tiles + blockIdx.x;
     p.maxima[at] = most;
-    p.sums[at] = sums[threadIdx.x] * expf(a - most) + sums[T::ROWS + threadIdx.x] * expf(b - most);
+    float second = __fmul_rn(sums[T::ROWS + threadIdx.x], expf(b - most));
+    p.sums[at] = fmaf(sums[threadIdx.x], expf(a - most), second);
   }
 }
 }  // namespace

@@ -10,8 +10,12 @@
 #define PAGE_LEN 16
 /* The slot of a row that has ended: nothing is stored for it. */
 #define NO_SLOT 0xffffffffu
-/* Rows of one launch of sample. */
+/* Rows of one launch of sample, threads of a block, and bytes of its shared memory. */
 #define SAMPLE_ROWS 64
+#define SAMPLE_THREADS 512
+#define SAMPLE_SHARED 33112
+/* Threads of a block of add_guidance. */
+#define GUIDANCE_THREADS 1024
 /* Copies of one launch of copy_pages. */
 #define PAGE_COPIES 256
 

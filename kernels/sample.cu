@@ -3,24 +3,26 @@
 // Kept are the top_k largest logits and those tied with the last of them, then the most probable
 // of these that reach the mass top_p (of tied ones the lowest ids). Weights are
 // e^((logit - max) / temperature); the token is the first, in id order, at which the running sum
-// exceeds the draw times the kept mass. Sums are f64, in an order fixed by the vocabulary: each
-// warp has a range of it, lanes side by side.
+// exceeds the draw times the kept mass. These sums are f64, in an order fixed by the vocabulary: each
+// warp has a range of it, lanes side by side. What is kept is found by sums over bins, of tokens or of
+// weights in whole numbers (2^-40 of the largest), which have no order.
 //
 // What top_k or top_p can keep mostly lies near the largest logit and is little: it is listed in
 // shared memory, in id order, and the rest is done with the list as the row.
 //
-// grid: rows; block: SAMPLE_THREADS; shared: Scratch. Passes over the row's logits (4 bytes each, from
-// the cache after the first): 2 if greedy, 3 with top_k, 4 with top_p, 4 with neither; where the list
-// does not do, 3 more for top_k and 34 for top_p.
+// grid: rows; block: SAMPLE_THREADS; shared: SAMPLE_SHARED. Passes over the row's logits (4 bytes each, from
+// the cache after the first): 2 if greedy, else 3; where the list does not do, 4 more for top_k, 5 for
+// top_p and 9 for both.
 #include "common.cuh"
 
-constexpr unsigned SAMPLE_THREADS = 512;
 constexpr unsigned SAMPLE_WARPS = SAMPLE_THREADS / 32;
 constexpr unsigned BINS = 2048;
 // Logits that a thread loads before it looks at the first.
 constexpr unsigned UNDER_WAY = 16;
 // Tokens of a list.
 constexpr unsigned LISTED = 1024;
+// The mass of the most probable token: 2^40, so that 2^24 of them have one of 64 bits.
+constexpr float MASS = 1099511627776.0f;
 // The bins of a list are as wide as 1 / 64 of a logit.
 constexpr float BINS_PER_LOGIT = 64;
 
@@ -30,6 +32,10 @@ namespace {
 __device__ inline unsigned key_of(float value) {
   unsigned bits = __float_as_uint(value);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+__device__ inline float value_of(unsigned key) {
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
 // Ten rounds of Philox4x32 (Salmon et al., SC 2011); the first word.
@@ -49,14 +55,42 @@ __device__ inline unsigned philox(const SampleRowParams &row) {
   return c0;
 }
 
+// Sums of whole numbers by bin, the same in whatever order they are added. A processor adds numbers of
+// 64 bits to shared memory only by trying until nobody was in between, so halves are added.
+struct Bins {
+  unsigned low[BINS], high[BINS];
+
+  // Ones, fewer than 2^32.
+  __device__ void add(unsigned bin, unsigned amount) { atomicAdd(&low[bin], amount); }
+
+  __device__ void add(unsigned bin, unsigned long long amount) {
+    unsigned part = unsigned(amount), sum = atomicAdd(&low[bin], part) + part;
+    unsigned upper = unsigned(amount >> 32) + (sum < part);
+    if (upper > 0) atomicAdd(&high[bin], upper);
+  }
+
+  __device__ unsigned long long at(unsigned bin) const {
+    return static_cast<unsigned long long>(high[bin]) << 32 | low[bin];
+  }
+};
+
+// Where the sum of some bins, from the highest on, reaches what is wanted: the bin, and the sum above it.
+struct Reached {
+  unsigned bin;
+  unsigned long long above;
+};
+
 struct Scratch {
   double sums[SAMPLE_WARPS];
+  unsigned long long totals[SAMPLE_WARPS];
   unsigned counts[SAMPLE_WARPS];
-  unsigned bins[BINS + 3];  // and three results
-  unsigned listed;
+  Bins bins;
+  Reached reached;
+  unsigned token, listed;
   unsigned unordered_ids[LISTED], ids[LISTED];
   float unordered[LISTED], logits[LISTED];
 };
+static_assert(sizeof(Scratch) == SAMPLE_SHARED, "what the host asks for");
 
 // One row's distribution: what of it is kept.
 struct Row {
@@ -67,10 +101,15 @@ struct Row {
   unsigned tied_key = 0;       // of this key, only the first `tied` tokens
   unsigned tied = 0xffffffffu;
 
-  __device__ double weight(float logit) const {
+  __device__ float weight(float logit) const {
     float x = (logit - max) / temperature;
     // Exactly nothing for what cannot be drawn.
-    return x > -87 ? double(expf(x)) : 0;
+    return x > -87 ? expf(x) : 0;
+  }
+
+  // The weight of what is kept as a whole number, whose sums have no order.
+  __device__ unsigned long long mass(float logit) const {
+    return key_of(logit) >= bound ? static_cast<unsigned long long>(weight(logit) * MASS) : 0;
   }
 
   __device__ void take(const float *from, unsigned count) {
@@ -98,73 +137,78 @@ struct Row {
     }
   }
 
-  // The block's sum of f(logit, key) over all tokens.
-  template <class T, class F>
-  __device__ T sum(T *scratch, F f) const {
-    T mine = 0;
-    each([&](unsigned, float logit) { mine += f(logit, key_of(logit)); });
+  // The block's sum of amount(logit) over all tokens.
+  template <class A>
+  __device__ unsigned long long sum(unsigned long long *scratch, A amount) const {
+    unsigned long long mine = 0;
+    each([&](unsigned, float logit) { mine += amount(logit); });
     return block_reduce<Add>(mine, scratch);
   }
 };
 
-// Where the sum of some bins, from the highest on, reaches what is wanted: the bin, and the sums above
-// it and with it. If all of them do not, the bin is the one below the lowest, ~0.
-struct Reached {
-  unsigned bin, above, with;
-};
-
-// Of the first `count` bins, a multiple of 32, which are free again afterwards.
-__device__ Reached reach(unsigned wanted, unsigned count, unsigned *bins) {
-  if (threadIdx.x < 32) {
-    unsigned lane = threadIdx.x, per_lane = count / 32, bin = (32 - lane) * per_lane, mine = 0;
-    for (unsigned i = 1; i <= per_lane; i++) mine += bins[bin - i];
-    unsigned upto = mine;
-    for (unsigned distance = 1; distance < 32; distance *= 2) {
-      unsigned other = __shfl_up_sync(ALL_LANES, upto, distance);
-      if (lane >= distance) upto += other;
-    }
-    unsigned above = upto - mine;
-    // At most one lane passes it.
-    bool passes = above < wanted && wanted <= upto;
-    if (passes) {
-      while (above + bins[bin - 1] < wanted) above += bins[--bin];
-    }
-    if (passes || (lane == 31 && upto < wanted)) {
-      bins[BINS] = passes ? bin - 1 : ~0u;
-      bins[BINS + 1] = passes ? above : upto;
-      bins[BINS + 2] = passes ? above + bins[bin - 1] : upto;
-    }
-  }
+// Sums what tokens count for by bin: `amount(logit)` in `bin_of(logit)`. All of it together.
+template <class B, class A>
+__device__ unsigned long long fill(const Row &row, B bin_of, A amount, Scratch &scratch) {
+  Bins &bins = scratch.bins;
+  for (unsigned i = threadIdx.x; i < BINS; i += SAMPLE_THREADS) bins.low[i] = bins.high[i] = 0;
   __syncthreads();
-  Reached reached{bins[BINS], bins[BINS + 1], bins[BINS + 2]};
-  __syncthreads();
-  return reached;
+  return row.sum(scratch.totals, [&](float logit) {
+    auto counted = amount(logit);
+    if (counted > 0) bins.add(bin_of(logit), counted);
+    return counted;
+  });
 }
 
-// Lists the tokens with the largest logits: at least `top_k` and all tied with the last of them, or, if
-// that is 0, as many as fit. How many; 0 if they are too many.
-__device__ unsigned list_largest(const Row &row, unsigned top_k, Scratch &scratch) {
-  auto bin_of = [&](float logit) {
-    float below = (row.max - logit) * BINS_PER_LOGIT;
+// Of the first `count` bins, which together have at least what is `wanted`, more than nothing. The bins
+// are free again afterwards.
+__device__ Reached reach(unsigned long long wanted, unsigned count, Scratch &scratch) {
+  const Bins &bins = scratch.bins;
+  unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, per_thread = count / SAMPLE_THREADS;
+  unsigned bin = count - threadIdx.x * per_thread;
+  unsigned long long mine = 0;
+  for (unsigned i = 1; i <= per_thread; i++) mine += bins.at(bin - i);
+  unsigned long long upto = mine;
+  for (unsigned distance = 1; distance < 32; distance *= 2) {
+    unsigned long long other = __shfl_up_sync(ALL_LANES, upto, distance);
+    if (lane >= distance) upto += other;
+  }
+  if (lane == 31) scratch.totals[warp] = upto;
+  __syncthreads();
+  unsigned long long above = upto - mine;
+  for (unsigned other = 0; other < warp; other++) above += scratch.totals[other];
+  // One thread passes it.
+  if (above < wanted && wanted <= above + mine) {
+    while (above + bins.at(bin - 1) < wanted) above += bins.at(--bin);
+    scratch.reached = Reached{bin - 1, above};
+  }
+  __syncthreads();
+  return scratch.reached;
+}
+
+// The bins of a list.
+struct BinOf {
+  float max;
+
+  __device__ unsigned operator()(float logit) const {
+    float below = (max - logit) * BINS_PER_LOGIT;
     return below < BINS - 1 ? BINS - 1 - unsigned(below) : 0;
-  };
-  for (unsigned i = threadIdx.x; i < BINS; i += SAMPLE_THREADS) scratch.bins[i] = 0;
+  }
+};
+
+// Lists the tokens of the bins from `lowest` on. How many; 0 if they are too many.
+__device__ unsigned list_from(unsigned lowest, const Row &row, BinOf bin_of, Scratch &scratch) {
   if (threadIdx.x == 0) scratch.listed = 0;
   __syncthreads();
-  row.each([&](unsigned, float logit) { atomicAdd(&scratch.bins[bin_of(logit)], 1u); });
-  __syncthreads();
-  Reached reached = reach(top_k > 0 ? top_k : LISTED + 1, BINS, scratch.bins);
-  // With the bin in which top_k is reached, or without the one that overflows.
-  unsigned lowest = reached.bin + (top_k == 0);
-  unsigned count = top_k > 0 ? reached.with : reached.above;
-  if (count > LISTED) return 0;
   row.each([&](unsigned token, float logit) {
     if (bin_of(logit) < lowest) return;
     unsigned at = atomicAdd(&scratch.listed, 1u);
+    if (at >= LISTED) return;
     scratch.unordered_ids[at] = token;
     scratch.unordered[at] = logit;
   });
   __syncthreads();
+  unsigned count = scratch.listed;
+  if (count > LISTED) return 0;
   for (unsigned i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
     unsigned id = scratch.unordered_ids[i], before = 0;
     for (unsigned j = 0; j < count; j++) before += scratch.unordered_ids[j] < id;
@@ -175,64 +219,32 @@ __device__ unsigned list_largest(const Row &row, unsigned top_k, Scratch &scratc
   return count;
 }
 
-// The key of the k-th largest logit, 11 bits at a time from the top.
-__device__ unsigned kth_key(const Row &row, unsigned k, unsigned *bins) {
+// The key at which the amounts of all tokens, from the largest logit on, reach what is wanted, 11 bits at
+// a time from the top; and the sum of those above it.
+template <class A>
+__device__ Reached reach_key(const Row &row, unsigned long long wanted, A amount, Scratch &scratch) {
   unsigned prefix = 0, known = 0;
+  unsigned long long above = 0;
   for (unsigned digit = 0; digit < 3; digit++) {
     unsigned shift = digit == 0 ? 21 : digit == 1 ? 10 : 0, width = digit == 2 ? 10 : 11;
-    for (unsigned i = threadIdx.x; i < BINS; i += blockDim.x) bins[i] = 0;
-    __syncthreads();
-    row.each([&](unsigned, float logit) {
-      unsigned key = key_of(logit);
-      if ((key & known) == prefix) atomicAdd(&bins[key >> shift & ((1u << width) - 1)], 1u);
-    });
-    __syncthreads();
-    Reached reached = reach(k, 1u << width, bins);
+    unsigned mask = (1u << width) - 1;
+    auto bin_of = [&](float logit) { return key_of(logit) >> shift & mask; };
+    auto amount_here = [&](float logit) {
+      return (key_of(logit) & known) == prefix ? amount(logit) : 0;
+    };
+    fill(row, bin_of, amount_here, scratch);
+    Reached reached = reach(wanted - above, 1u << width, scratch);
     prefix |= reached.bin << shift;
-    known |= ((1u << width) - 1) << shift;
-    // The rest that is looked for within this bin.
-    k -= reached.above;
+    known |= mask << shift;
+    above += reached.above;
   }
-  return prefix;
-}
-
-// The mass of all tokens from the bound on.
-__device__ double kept_mass(const Row &row, double *scratch) {
-  return row.sum(scratch, [&](float logit, unsigned at) {
-    return at >= row.bound ? row.weight(logit) : 0.0;
-  });
-}
-
-// Keeps only the most probable tokens that reach the mass `wanted`.
-__device__ void keep_nucleus(Row &row, double wanted, double *scratch) {
-  auto mass_above = [&](unsigned key) {
-    return row.sum(scratch, [&](float logit, unsigned at) {
-      return at > key && at >= row.bound ? row.weight(logit) : 0.0;
-    });
-  };
-  // The smallest key with less than the wanted mass above it: the last that is kept.
-  unsigned low = row.bound, high = key_of(row.max);
-  while (low < high) {
-    unsigned middle = low + (high - low) / 2;
-    if (mass_above(middle) < wanted) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  double above = mass_above(low);
-  unsigned raw = low & 0x80000000u ? low & 0x7fffffffu : ~low;
-  double each = row.weight(__uint_as_float(raw));
-  row.bound = low;
-  row.tied_key = low;
-  // At least one token is kept, so at least one of the largest.
-  double needed = each > 0 ? ceil((wanted - above) / each) : 0;
-  row.tied = needed < 1 ? (above > 0 ? 0 : 1) : unsigned(fmin(needed, 4e9));
+  return Reached{prefix, above};
 }
 
 // Where, in id order, the running sum of kept weights passes `draw` times their total.
-__device__ unsigned draw_token(const Row &row, float draw, unsigned *counts, double *sums,
-                               unsigned *result) {
+__device__ unsigned draw_token(const Row &row, float draw, Scratch &scratch) {
+  unsigned *counts = scratch.counts;
+  double *sums = scratch.sums;
   unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // How many tied tokens lie before this warp's range.
   unsigned ties = 0;
@@ -258,7 +270,7 @@ __device__ unsigned draw_token(const Row &row, float draw, unsigned *counts, dou
       unsigned rank = seen + __popc(among & ((1u << lane) - 1));
       seen += __popc(among);
       if (tie && rank >= row.tied) kept = false;
-      if (!each(token, kept ? row.weight(logit) : 0.0)) break;
+      if (!each(token, kept ? double(row.weight(logit)) : 0.0)) break;
     }
   };
   double mine = 0;
@@ -303,10 +315,10 @@ __device__ unsigned draw_token(const Row &row, float draw, unsigned *counts, dou
       sum += __shfl_sync(ALL_LANES, upto, 31);
       return !found;
     });
-    if (lane == 0) *result = last;
+    if (lane == 0) scratch.token = last;
   }
   __syncthreads();
-  return *result;
+  return scratch.token;
 }
 
 }  // namespace
@@ -338,23 +350,36 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const Sample
     token = first < p.vocab ? first : 0;
   } else {
     // Keys of -infinity are below all others and weigh nothing.
-    unsigned top_k = how.top_k < p.vocab ? how.top_k : 0;
-    double all = top_k == 0 && how.top_p < 1 ? kept_mass(row, scratch.sums) : 0;
-    unsigned listed = top_k > 0 || how.top_p < 1 ? list_largest(row, top_k, scratch) : 0;
-    if (listed > 0) {
-      Row list = row;
-      list.take(scratch.logits, listed);
-      // Without top_k the list must hold the whole nucleus.
-      if (top_k == 0 && kept_mass(list, scratch.sums) < double(how.top_p) * all) listed = 0;
-      if (listed > 0) row = list;
+    unsigned top_k = how.top_k < p.vocab ? how.top_k : 0, listed = 0;
+    unsigned long long wanted = 0;
+    auto one = [](float) { return 1u; };
+    auto mass = [&](float logit) { return row.mass(logit); };
+    auto nucleus = [&](unsigned long long all) {
+      return static_cast<unsigned long long>(fmax(ceil(double(how.top_p) * double(all)), 1.0));
+    };
+    if (top_k > 0 || how.top_p < 1) {
+      BinOf bin_of{row.max};
+      if (top_k > 0) {
+        fill(row, bin_of, one, scratch);
+        wanted = top_k;
+      } else {
+        wanted = nucleus(fill(row, bin_of, mass, scratch));
+      }
+      listed = list_from(reach(wanted, BINS, scratch).bin, row, bin_of, scratch);
+      if (listed > 0) row.take(scratch.logits, listed);
     }
     if (top_k > 0) {
-      row.bound = kth_key(row, top_k, scratch.bins);
-      all = how.top_p < 1 ? kept_mass(row, scratch.sums) : 0;
+      row.bound = reach_key(row, top_k, one, scratch).bin;
+      if (how.top_p < 1) wanted = nucleus(row.sum(scratch.totals, mass));
     }
-    if (how.top_p < 1) keep_nucleus(row, double(how.top_p) * all, scratch.sums);
+    if (how.top_p < 1) {
+      Reached least = reach_key(row, wanted, mass, scratch);
+      unsigned long long each = row.mass(value_of(least.bin));
+      row.tied = unsigned((wanted - least.above + each - 1) / each);
+      row.bound = row.tied_key = least.bin;
+    }
     float draw = float(philox(how) >> 8) * (1.0f / (1 << 24));
-    token = draw_token(row, draw, scratch.counts, scratch.sums, scratch.bins);
+    token = draw_token(row, draw, scratch);
     if (listed > 0) token = scratch.ids[token];
   }
   if (threadIdx.x == 0) p.tokens[blockIdx.x] = token;

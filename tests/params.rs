@@ -27,6 +27,7 @@ fn the_committed_parameters_are_what_the_header_says() {
             .raw_line("")
             .raw_line("use crate::tensor::bf16;")
             .disable_header_comment()
+            .derive_partialeq(true)
             .layout_tests(false)
             .formatter(bindgen::Formatter::Prettyplease)
             .generate()

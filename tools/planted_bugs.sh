@@ -54,6 +54,7 @@ plant "page used too early" attention.cu 'copy_wait<Block::STAGES - 2>();' ''
 plant "first entry alone" store_kv.cu 'at < p.starts[blockIdx.x + 1]' 'at <= p.starts[blockIdx.x]'
 plant "another entry's target" logprobs.cu 'target = p.targets[entry]' 'target = p.targets[at]'
 plant "listed in any order" sample.cu 'scratch.unordered_ids[j] < id' 'j < i'
+plant "a carry lost" sample.cu '(sum < part)' '0u'
 plant "index beyond a buffer" embed.cu 'i < p.width' 'i <= p.width'
 
 plant_in engine "models before their weights" src/engine/pair.rs 'queue.after(backend)?;' ''

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use super::Done;
 use super::bench::Measured;
 use super::memory::{Bytes, readable};
+use super::stdout::outln;
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::{self, CudaBackend};
@@ -105,27 +106,27 @@ impl DeviceArgs {
 /// `trimtab devices`: what there is to compute on, and why not more.
 pub fn list() -> Result<Done> {
     let cpu = CpuBackend::new(None)?;
-    println!("cpu       {}", cpu.describe());
-    println!("          {}", budget(&cpu));
-    match cuda::gpus() {
-        Ok(gpus) if gpus.is_empty() => println!("cuda      none: the driver knows of no GPU"),
-        Ok(gpus) => {
-            for gpu in gpus {
-                let gib = gpu.memory_bytes as f64 / f64::from(1 << 30);
-                let (major, minor) = gpu.capability;
-                println!(
-                    "cuda      {}: {}, {gib:.0} GiB, sm_{major}{minor}",
-                    gpu.ordinal, gpu.name
-                );
-            }
-            match CudaBackend::open() {
-                Ok(gpu) => println!("          {}", budget(&gpu)),
-                Err(error) => println!("          {error}"),
-            }
-        }
-        Err(error) => println!("cuda      none: {error}"),
+    outln!("cpu       {}", cpu.describe())?;
+    outln!("          {}", budget(&cpu))?;
+    let gpus = cuda::gpus();
+    for gpu in gpus.as_deref().unwrap_or_default() {
+        let gib = gpu.memory_bytes as f64 / f64::from(1 << 30);
+        let (major, minor) = gpu.capability;
+        outln!("cuda      {}: {}, {gib:.0} GiB, sm_{major}{minor}", gpu.ordinal, gpu.name)?;
     }
-    println!("emulator  the GPU's kernels on the CPU, for the curious");
+    match gpus.map(|gpus| gpus.len()) {
+        Ok(0) => outln!("cuda      none: the driver knows of no GPU")?,
+        Ok(_) => match CudaBackend::open() {
+            Ok(gpu) => outln!("          {}", budget(&gpu))?,
+            Err(error) if cuda::missing_kernels().is_none() => outln!("          {error}")?,
+            Err(_) => {}
+        },
+        Err(error) => outln!("cuda      none: {error}")?,
+    }
+    if let Some(reason) = cuda::missing_kernels() {
+        outln!("          {reason}")?;
+    }
+    outln!("emulator  the GPU's kernels on the CPU, for the curious")?;
     Ok(Done::Well)
 }
 

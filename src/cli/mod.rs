@@ -1,7 +1,7 @@
 //! Floor 7: the command line. One command per file; `run` is the table of contents.
 //!
 //! stdout carries results only; progress and messages go to stderr. Bad input ends with a
-//! sentence on stderr and exit code 2.
+//! sentence on stderr and exit code 2; a reader of stdout that has gone ends the command quietly.
 
 mod base;
 pub mod bench;
@@ -18,6 +18,7 @@ mod score;
 mod search;
 mod serve;
 mod settings;
+mod stdout;
 mod tree;
 
 use std::process::ExitCode;
@@ -75,6 +76,7 @@ pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(Done::Well) => ExitCode::SUCCESS,
         Ok(Done::WithFailures) => ExitCode::from(2),
+        Err(error) if stdout::is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("trimtab: {error}");
             ExitCode::from(2)

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::input::{Item, PromptItem};
+use super::stdout::STDOUT;
 use crate::error::{Error, Result};
 use crate::search::{Chunk, Outcome};
 use crate::text::Prompt;
@@ -130,7 +131,7 @@ impl Sink {
             if target.resume {
                 return Err(Error::flag("--resume", "needs --output, the file to go on with"));
             }
-            let output = Output { path: "stdout".into(), writer: Box::new(std::io::stdout()) };
+            let output = Output { path: STDOUT.into(), writer: Box::new(std::io::stdout()) };
             let trace = target.trace.map(|path| create(path, false)).transpose()?;
             let trace = trace.map(|(path, file)| Output { path, writer: Box::new(file) });
             return Ok((Self { output, trace, next: 0, waiting: BTreeMap::new() }, 0));

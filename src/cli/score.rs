@@ -14,6 +14,7 @@ use super::memory;
 use super::models::{self, GuideArgs};
 use super::output::json_line;
 use super::progress::Progress;
+use super::stdout::STDOUT;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::guide::{Guide, GuideTokens, PairGuide, Score, Scoring};
@@ -116,7 +117,7 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
                 }
             };
             let written = stdout.write_all(&line).and_then(|()| stdout.flush());
-            written.map_err(Error::io("write to", "stdout"))?;
+            written.map_err(Error::io("write to", STDOUT))?;
         }
     }
     progress.finish(&memory::describe(&**backend));

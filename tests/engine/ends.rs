@@ -157,3 +157,17 @@ fn responses_that_end_early_are_the_same_whenever_the_host_looks() {
         looks_make_no_difference(&gpu);
     }
 }
+
+/// Goal: all steps of all three models but the first two, which are recorded, are started as graphs, those
+/// of a pair and its base as those of a base alone.
+#[test]
+fn steps_of_a_steered_model_are_graphs_too() {
+    let emulated = Arc::new(CudaBackend::emulated(7).unwrap());
+    let started = |steered| {
+        let before = emulated.graphs_started();
+        responses(&emulated, u32::MAX, steered, STEPS);
+        emulated.graphs_started() - before
+    };
+    let alone = STEPS as u64 - 2;
+    assert_eq!((started(false), started(true)), (alone, 3 * alone));
+}

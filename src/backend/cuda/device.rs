@@ -1,10 +1,10 @@
 //! Seam 3: what the CUDA backend sees of a device. Two implementors: [`super::Driver`] on a real
 //! GPU, [`super::Emulator`] with the same kernels on the CPU.
 
-use std::fmt::{self, Debug, Display, Formatter};
+use std::fmt::{self, Display, Formatter};
 
 use super::replay::Launcher;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The names of all kernels, found by build.rs.
 pub const KERNELS: &[&str] = include!(concat!(env!("OUT_DIR"), "/kernel_names.rs"));
@@ -30,20 +30,6 @@ impl Display for Launch {
             "{kernel} over {x} x {y} x {z} blocks of {threads} threads with {shared_bytes} bytes"
         )?;
         f.write_str(" of shared memory")
-    }
-}
-
-/// Characters of a launch's parameters in an error's message.
-const SHOWN_PARAMS: usize = 400;
-
-/// The error of a launch with what it was launched with; long lists are cut.
-pub(super) fn with_shapes(error: Error, params: &impl Debug) -> Error {
-    match error {
-        Error::Cuda { what, reason } => {
-            let params: String = format!("{params:?}").chars().take(SHOWN_PARAMS).collect();
-            Error::Cuda { what: format!("{what}, {params}"), reason }
-        }
-        error => error,
     }
 }
 

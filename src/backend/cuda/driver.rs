@@ -1,7 +1,7 @@
 //! A real GPU, through libcuda, which is looked for when the program runs.
 
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result;
@@ -19,6 +19,13 @@ static FATBIN: Option<&[u8]> =
     Some(&Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"))).0);
 #[cfg(not(has_cuda_kernels))]
 static FATBIN: Option<&[u8]> = None;
+
+/// Why there are no kernels, where there are none.
+pub fn missing_kernels() -> Option<&'static str> {
+    FATBIN
+        .is_none()
+        .then_some("this trimtab was built without nvcc; run tools/toolchain.sh and build again")
+}
 
 /// Nothing says how an image must lie in memory; as anything may that is read by words.
 #[cfg(has_cuda_kernels)]
@@ -71,9 +78,7 @@ impl Driver {
     /// Opens the first GPU and loads the kernels.
     pub fn open() -> Result<Self> {
         let Some(fatbin) = FATBIN else {
-            return Err(unavailable(
-                "this trimtab was built without nvcc; run tools/toolchain.sh and build again",
-            ));
+            return Err(unavailable(missing_kernels().unwrap_or_default()));
         };
         let gpus = gpus()?;
         let Some(gpu) = gpus.into_iter().next() else {
@@ -163,7 +168,7 @@ impl Launcher for Driver {
     unsafe fn launch(&self, step: &Step) -> Result<()> {
         self.enter()?;
         let Launch { grid: [x, y, z], threads, shared_bytes, .. } = step.launch;
-        let mut arguments = [step.params.as_ptr().cast_mut().cast::<c_void>()];
+        let mut arguments = [step.params().cast_mut()];
         // SAFETY: the caller vouches for the parameters, which the driver copies at once.
         let result = unsafe {
             result::launch_kernel(
@@ -234,8 +239,7 @@ impl Drop for Driver {
 fn load(fatbin: &[u8], shared: i32) -> Result<HashMap<&'static str, sys::CUfunction>> {
     // SAFETY: nvcc made the image; the module lives as long as the process.
     let module = unsafe { result::module::load_data(fatbin.as_ptr().cast()) };
-    let module =
-        module.map_err(refused("loading the kernels, which need a driver of 580 or later"))?;
+    let module = module.map_err(refused("loading the kernels"))?;
     let find = |&name: &&'static str| {
         let c_name = CString::new(name).expect("kernels have ASCII names");
         let refused = || refused(format!("loading the kernel {name}"));
@@ -302,8 +306,12 @@ impl Device for Driver {
             _ => refused(format!("allocating {bytes} bytes"))(error),
         })?;
         // SAFETY: the allocation has at least `bytes` bytes.
-        unsafe { result::memset_d8_async(address, 0, bytes.max(1), self.stream) }
-            .map_err(|error| refusal(format!("clearing {bytes} bytes"), error))?;
+        let cleared = unsafe { result::memset_d8_async(address, 0, bytes.max(1), self.stream) };
+        cleared.map_err(|error| {
+            // SAFETY: nobody was given it.
+            unsafe { self.free(address, bytes) };
+            refusal(format!("clearing {bytes} bytes"), error)
+        })?;
         Ok(address)
     }
 

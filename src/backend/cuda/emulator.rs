@@ -239,19 +239,19 @@ impl Launcher for Emulator {
     type Graph = Vec<Step>;
 
     unsafe fn launch(&self, step: &Step) -> Result<()> {
-        let Step { launch, params, bytes } = step;
+        let Step { launch, bytes, .. } = *step;
         let kernel = self.machine.kernels[launch.kernel];
-        assert_eq!(*bytes, kernel.params_bytes, "{}'s parameters", launch.kernel);
+        assert_eq!(bytes, kernel.params_bytes, "{}'s parameters", launch.kernel);
         let mut copy = vec![Aligned([0; 64]); bytes.div_ceil(64)];
         // SAFETY: there are so many bytes of parameters; the copy has at least as many.
         unsafe {
-            let from = params.as_ptr().cast::<u8>();
-            std::ptr::copy_nonoverlapping(from, copy.as_mut_ptr().cast(), *bytes);
+            let from = step.params().cast::<u8>();
+            std::ptr::copy_nonoverlapping(from, copy.as_mut_ptr().cast(), bytes);
         }
         let mut state = self.machine.state();
         let seed = self.machine.seed.wrapping_add(state.launches << 16);
         state.launches += 1;
-        let task = Task::Launch { kernel, launch: *launch, params: copy, seed };
+        let task = Task::Launch { kernel, launch, params: copy, seed };
         state.queues.ask(self.queue, task);
         Ok(())
     }

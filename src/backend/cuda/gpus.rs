@@ -63,10 +63,22 @@ pub fn refusal(what: impl Into<String>, error: DriverError) -> Error {
 }
 
 fn explain(error: DriverError) -> String {
-    let text = |text: std::result::Result<&CStr, DriverError>| {
-        text.map_or_else(|_| "unknown".into(), |text| text.to_string_lossy().into_owned())
+    let said = match (error.error_name(), error.error_string()) {
+        (Ok(name), Ok(text)) => format!("{} ({})", name.to_string_lossy(), text.to_string_lossy()),
+        _ => format!("error {}", error.0 as u32),
     };
-    format!("{} ({})", text(error.error_name()), text(error.error_string()))
+    let advice = match error.0 {
+        sys::CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            ": this libcuda is a stub for linking; take its folder out of LD_LIBRARY_PATH"
+        }
+        sys::CUresult::CUDA_ERROR_INVALID_IMAGE
+        | sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+        | sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+            ": the kernels need a driver of 580 or later"
+        }
+        _ => "",
+    };
+    said + advice
 }
 
 /// One GPU that was found.

@@ -99,7 +99,7 @@ fn with_params(
     call: impl FnOnce(*const sys::CUDA_KERNEL_NODE_PARAMS) -> sys::CUresult,
 ) -> Result<()> {
     let [x, y, z] = step.launch.grid;
-    let mut arguments: [*mut c_void; 1] = [step.params.as_ptr().cast_mut().cast()];
+    let mut arguments: [*mut c_void; 1] = [step.params().cast_mut()];
     let params = sys::CUDA_KERNEL_NODE_PARAMS {
         func,
         gridDimX: x,

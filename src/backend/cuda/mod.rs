@@ -21,16 +21,15 @@ mod queue;
 mod replay;
 mod sample;
 
-use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Matrix};
-use device::with_shapes;
 pub use device::{Device, KERNELS, Launch};
-pub use driver::Driver;
+pub use driver::{Driver, missing_kernels};
 pub use emulator::Emulator;
 pub use gpus::{Gpu, gpus};
 use queue::Queue;
+use replay::Params;
 pub use replay::{Launcher, Step};
 
 use super::{Advance, Attention, Backend, Entries, Heads, Memory, PoolShape, SampleRow};
@@ -90,7 +89,7 @@ impl<D: Device> CudaBackend<D> {
         self.queue.device()
     }
 
-    /// Steps that were launched as one so far, on this queue.
+    /// Steps that were launched as one so far, on all queues of the device.
     pub fn graphs_started(&self) -> u64 {
         self.queue.graphs_started()
     }
@@ -103,7 +102,7 @@ impl<D: Device> CudaBackend<D> {
     ///
     /// # Safety
     /// `P` must be the kernel's own struct, and its addresses valid for these shapes.
-    unsafe fn launch<P: Debug>(
+    unsafe fn launch<P: Params>(
         &self,
         kernel: &'static str,
         grid: [usize; 3],
@@ -115,25 +114,25 @@ impl<D: Device> CudaBackend<D> {
             return Ok(());
         }
         let grid = grid.map(|side| u32::try_from(side).expect("a grid fits in u32"));
-        let launch = Launch { kernel, grid, threads, shared_bytes };
+        let step = Step::new(Launch { kernel, grid, threads, shared_bytes }, params);
         // SAFETY: the caller vouches for it.
-        unsafe { self.queue.launch(launch, (&raw const *params).cast(), size_of::<P>()) }
-            .map_err(|error| with_shapes(error, params))
+        unsafe { self.queue.launch(step) }
     }
 
-    /// Launches one block per row of `width` numbers, with memory for one sum per warp. The block's
-    /// size, and so the order of its sums, depends on the width alone.
+    /// Launches one block per row of `width` numbers, of at most `threads`, with memory for one sum per
+    /// warp. The block's size, and so the order of its sums, depends on the width alone.
     ///
     /// # Safety
     /// As [`CudaBackend::launch`].
-    unsafe fn by_row<P: Debug>(
+    unsafe fn by_row<P: Params>(
         &self,
         kernel: &'static str,
         rows: usize,
         width: usize,
+        threads: u32,
         params: &P,
     ) -> Result<()> {
-        let threads = count(width.next_multiple_of(32).clamp(32, THREADS as usize));
+        let threads = count(width.next_multiple_of(32).clamp(32, threads as usize));
         let shared_bytes = threads as usize / 32 * size_of::<f32>();
         // SAFETY: the caller vouches for it.
         unsafe { self.launch(kernel, [rows, 1, 1], threads, shared_bytes, params) }
@@ -221,7 +220,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             width: count(table.inputs),
         };
         // SAFETY: the kernel's struct, shapes checked; token ids are the engine's to keep in range.
-        unsafe { self.by_row("embed", rows, table.inputs, &params) }
+        unsafe { self.by_row("embed", rows, table.inputs, THREADS, &params) }
     }
 
     fn embed_add(
@@ -239,7 +238,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             width: count(table.inputs),
         };
         // SAFETY: as in `embed`.
-        unsafe { self.by_row("embed_add", rows, table.inputs, &params) }
+        unsafe { self.by_row("embed_add", rows, table.inputs, THREADS, &params) }
     }
 
     fn rms_norm(
@@ -260,7 +259,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             eps,
         };
         // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.by_row("rms_norm", rows, width, &params) }
+        unsafe { self.by_row("rms_norm", rows, width, THREADS, &params) }
     }
 
     fn layer_norm(
@@ -284,7 +283,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             eps,
         };
         // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.by_row("layer_norm", rows, width, &params) }
+        unsafe { self.by_row("layer_norm", rows, width, THREADS, &params) }
     }
 
     fn matmul(
@@ -371,7 +370,9 @@ impl<D: Device> Backend for CudaBackend<D> {
             layer: count(layer),
         };
         // SAFETY: the kernel's struct, shapes checked; slots and entries are the engine's.
-        unsafe { self.by_row("store_kv", rows, 2 * shape.heads.kv * shape.heads.dim, &params) }
+        unsafe {
+            self.by_row("store_kv", rows, 2 * shape.heads.kv * shape.heads.dim, THREADS, &params)
+        }
     }
 
     fn copy_pages(
@@ -458,7 +459,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             weight,
         };
         // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.by_row("add_guidance", rows, vocab, &params) }
+        unsafe { self.by_row("add_guidance", rows, vocab, GUIDANCE_THREADS, &params) }
     }
 
     fn sample(

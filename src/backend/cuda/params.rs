@@ -6,9 +6,12 @@ use crate::tensor::bf16;
 pub const PAGE_LEN: u32 = 16;
 pub const NO_SLOT: u32 = 4294967295;
 pub const SAMPLE_ROWS: u32 = 64;
+pub const SAMPLE_THREADS: u32 = 512;
+pub const SAMPLE_SHARED: u32 = 33112;
+pub const GUIDANCE_THREADS: u32 = 1024;
 pub const PAGE_COPIES: u32 = 256;
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PoolParams {
     pub layers: ::std::os::raw::c_uint,
     pub pages: ::std::os::raw::c_uint,
@@ -17,7 +20,7 @@ pub struct PoolParams {
     pub head_dim: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct EmbedParams {
     pub tokens: *const ::std::os::raw::c_uint,
     pub table: *const bf16,
@@ -25,7 +28,7 @@ pub struct EmbedParams {
     pub width: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct EmbedAddParams {
     pub positions: *const ::std::os::raw::c_uint,
     pub table: *const bf16,
@@ -33,7 +36,7 @@ pub struct EmbedAddParams {
     pub width: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct RmsNormParams {
     pub x: *const f32,
     pub weight: *const f32,
@@ -42,7 +45,7 @@ pub struct RmsNormParams {
     pub eps: f32,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LayerNormParams {
     pub x: *const f32,
     pub weight: *const f32,
@@ -52,7 +55,7 @@ pub struct LayerNormParams {
     pub eps: f32,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ProductParams {
     pub x: *const bf16,
     pub weight: *const bf16,
@@ -61,27 +64,27 @@ pub struct ProductParams {
     pub outputs: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct MatmulParams {
     pub product: ProductParams,
     pub bias: *const f32,
     pub out: *mut bf16,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct MatmulAddParams {
     pub product: ProductParams,
     pub bias: *const f32,
     pub residual: *mut f32,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LogitsParams {
     pub product: ProductParams,
     pub out: *mut f32,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LogprobsParams {
     pub product: ProductParams,
     pub starts: *const ::std::os::raw::c_uint,
@@ -93,7 +96,7 @@ pub struct LogprobsParams {
     pub tiles: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct RopeParams {
     pub positions: *const ::std::os::raw::c_uint,
     pub cos_sin: *const f32,
@@ -103,7 +106,7 @@ pub struct RopeParams {
     pub head_dim: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct StoreKvParams {
     pub qkv: *const bf16,
     pub starts: *const ::std::os::raw::c_uint,
@@ -114,20 +117,20 @@ pub struct StoreKvParams {
     pub layer: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PageCopyParams {
     pub from: ::std::os::raw::c_uint,
     pub to: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct CopyPagesParams {
     pub pool: *mut bf16,
     pub shape: PoolParams,
     pub copies: [PageCopyParams; 256usize],
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct AttentionParams {
     pub qkv: *const bf16,
     pub pool: *const bf16,
@@ -146,20 +149,20 @@ pub struct AttentionParams {
     pub scale: f32,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct SiluGateParams {
     pub gate_up: *const bf16,
     pub out: *mut bf16,
     pub width: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct GeluParams {
     pub x: *mut bf16,
     pub len: ::std::os::raw::c_uint,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct AddGuidanceParams {
     pub tuned: *const f32,
     pub untuned: *const f32,
@@ -168,7 +171,7 @@ pub struct AddGuidanceParams {
     pub weight: f32,
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct SampleRowParams {
     pub logits: ::std::os::raw::c_uint,
     pub temperature: f32,
@@ -180,7 +183,7 @@ pub struct SampleRowParams {
     pub seed: [::std::os::raw::c_uint; 2usize],
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct SampleParams {
     pub logits: *const f32,
     pub tokens: *mut ::std::os::raw::c_uint,
@@ -188,7 +191,7 @@ pub struct SampleParams {
     pub rows: [SampleRowParams; 64usize],
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct AdvanceParams {
     pub drawn: *const ::std::os::raw::c_uint,
     pub ends: *const ::std::os::raw::c_uint,

@@ -1,10 +1,9 @@
 //! Launches of kernels/product.cuh: x · weightᵀ for few rows, for many, and for log-probabilities.
 
-use std::fmt::Debug;
-
 use super::buffer::{Buffer, Matrix};
 use super::device::Device;
 use super::params::{LogprobsParams, ProductParams};
+use super::replay::Params;
 use super::{CudaBackend, THREADS, WORKSPACE_LEN, count};
 use crate::backend::Entries;
 use crate::error::Result;
@@ -100,7 +99,7 @@ impl<'a, D: Device> Product<'a, D> {
     ///
     /// # Safety
     /// `P` must be the kernels' own struct, and its addresses valid for these shapes.
-    pub unsafe fn launch<P: Debug>(
+    pub unsafe fn launch<P: Params>(
         &self,
         backend: &CudaBackend<D>,
         kernels: Kernels,
@@ -128,7 +127,7 @@ impl<'a, D: Device> Product<'a, D> {
         unsafe { backend.launch(kernels[few], grid, SLICES as u32 * 32, shared_bytes, params) }
     }
 
-    unsafe fn launch_tiles<P: Debug>(
+    unsafe fn launch_tiles<P: Params>(
         &self,
         backend: &CudaBackend<D>,
         kernel: &'static str,

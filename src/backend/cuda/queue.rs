@@ -1,17 +1,29 @@
 //! A queue of a device as the backend uses it: launches that come again become graphs (replay.rs), on
 //! every device alike.
 
-use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::device::{Device, Launch};
+use super::device::Device;
 use super::replay::{Replay, Step};
 use crate::error::Result;
 
 /// One queue, which knows all others of its device.
 pub struct Queue<D: Device> {
     one: Arc<One<D>>,
-    all: Arc<Mutex<Vec<Weak<One<D>>>>>,
+    all: Arc<All<D>>,
+}
+
+/// All queues of a device.
+struct All<D: Device> {
+    queues: Mutex<Vec<Weak<One<D>>>>,
+    graphs_started: AtomicU64,
+}
+
+impl<D: Device> All<D> {
+    fn queues(&self) -> MutexGuard<'_, Vec<Weak<One<D>>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A queue and what of its launches is held back.
@@ -34,7 +46,7 @@ impl<D: Device> One<D> {
 
 impl<D: Device> Drop for One<D> {
     fn drop(&mut self) {
-        // An error here can only be that of an earlier launch, which is reported elsewhere.
+        // Buffers keep their queue, so nobody is left who would want the results.
         let _ = self.cut();
     }
 }
@@ -42,12 +54,13 @@ impl<D: Device> Drop for One<D> {
 impl<D: Device> Queue<D> {
     /// The first queue of a device.
     pub fn new(device: D) -> Self {
-        Self::among(Arc::default(), device)
+        let all = All { queues: Mutex::default(), graphs_started: AtomicU64::new(0) };
+        Self::among(Arc::new(all), device)
     }
 
-    fn among(all: Arc<Mutex<Vec<Weak<One<D>>>>>, device: D) -> Self {
+    fn among(all: Arc<All<D>>, device: D) -> Self {
         let one = Arc::new(One { replay: Mutex::default(), device });
-        let mut queues = all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = all.queues();
         queues.retain(|queue| queue.strong_count() > 0);
         queues.push(Arc::downgrade(&one));
         drop(queues);
@@ -59,9 +72,9 @@ impl<D: Device> Queue<D> {
         &self.one.device
     }
 
-    /// Graphs started on this queue so far.
+    /// Graphs started on all queues of the device so far.
     pub fn graphs_started(&self) -> u64 {
-        self.one.replay().started()
+        self.all.graphs_started.load(Ordering::Relaxed)
     }
 
     /// As [`Device::side`].
@@ -71,8 +84,9 @@ impl<D: Device> Queue<D> {
 
     /// As [`Device::after`].
     pub fn after(&self, other: &Self) -> Result<()> {
-        other.one.cut()?;
-        self.one.cut()?;
+        // What happens between two joins comes again as a step does.
+        other.end_step()?;
+        self.end_step()?;
         self.device().after(other.device())
     }
 
@@ -87,11 +101,9 @@ impl<D: Device> Queue<D> {
     /// # Safety
     /// As there.
     pub unsafe fn free(&self, address: u64, bytes: usize) {
-        let queues = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let queues: Vec<_> = queues.iter().filter_map(Weak::upgrade).collect();
+        let queues: Vec<_> = self.all.queues().iter().filter_map(Weak::upgrade).collect();
         for queue in queues {
-            // An error here can only be that of an earlier launch, which is reported elsewhere.
-            let _ = queue.cut();
+            queue.replay().cut_unasked(&queue.device);
         }
         // SAFETY: the caller vouches for it.
         unsafe { self.device().free(address, bytes) }
@@ -117,20 +129,14 @@ impl<D: Device> Queue<D> {
         unsafe { self.device().download(source, target) }
     }
 
-    /// Launches a kernel with the struct at `params`, which is copied at once.
+    /// Launches a kernel.
     ///
     /// # Safety
-    /// `params` must point to the kernel's own struct, of `bytes` bytes, and the addresses in it must be
-    /// valid for what the kernel does with these shapes.
-    pub unsafe fn launch(&self, launch: Launch, params: *const c_void, bytes: usize) -> Result<()> {
-        let mut words = vec![0u64; bytes.div_ceil(size_of::<u64>())].into_boxed_slice();
-        // SAFETY: the caller vouches for the struct's size; the copy has at least as many bytes.
-        unsafe {
-            std::ptr::copy_nonoverlapping(params.cast::<u8>(), words.as_mut_ptr().cast(), bytes);
-        }
+    /// As [`Launcher::launch`](super::replay::Launcher::launch).
+    pub unsafe fn launch(&self, step: Step) -> Result<()> {
         // SAFETY: the caller vouches for the parameters; nothing is freed before what is held back was
         // launched.
-        unsafe { self.one.replay().launch(&self.one.device, Step { launch, params: words, bytes }) }
+        unsafe { self.one.replay().launch(&self.one.device, step) }
     }
 
     /// Says that what was launched since the last copy, wait or call of this may well be launched again,
@@ -139,6 +145,9 @@ impl<D: Device> Queue<D> {
         if self.device().launches_one_by_one() {
             return self.one.cut();
         }
-        self.one.replay().end(&self.one.device)
+        if self.one.replay().end(&self.one.device)? {
+            self.all.graphs_started.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }

@@ -3,17 +3,12 @@
 
 use super::buffer::Buffer;
 use super::device::Device;
-use super::params::{SAMPLE_ROWS, SampleParams, SampleRowParams};
+use super::params::{SAMPLE_ROWS, SAMPLE_SHARED, SAMPLE_THREADS, SampleParams, SampleRowParams};
 use super::{CudaBackend, count};
 use crate::backend::SampleRow;
 use crate::error::Result;
 
 const ROWS: usize = SAMPLE_ROWS as usize;
-
-// As in kernels/sample.cu.
-const THREADS: u32 = 512;
-const BINS: usize = 2048;
-const LISTED: usize = 1024;
 
 fn row_params(row: &SampleRow) -> SampleRowParams {
     let halves = |number: u64| [number as u32, (number >> 32) as u32];
@@ -39,10 +34,6 @@ pub fn sample<D: Device>(
     let used = rows.iter().map(|row| row.logits as usize + 1).max().unwrap_or(0);
     assert!(vocab > 0 && logits.len >= used * vocab, "logits: [{used}, vocab]");
     assert!(tokens.len >= rows.len(), "tokens: [rows]");
-    let warps = THREADS as usize / 32;
-    // `Scratch`, whose end is a multiple of 8 bytes.
-    let words = (warps + BINS + 4 + 4 * LISTED).next_multiple_of(2);
-    let shared_bytes = warps * size_of::<f64>() + words * size_of::<u32>();
     for (index, rows) in rows.chunks(ROWS).enumerate() {
         let mut params = SampleParams {
             logits: logits.as_ptr(),
@@ -54,7 +45,15 @@ pub fn sample<D: Device>(
             *param = row_params(row);
         }
         // SAFETY: the kernel's struct, shapes checked.
-        unsafe { backend.launch("sample", [rows.len(), 1, 1], THREADS, shared_bytes, &params)? };
+        unsafe {
+            backend.launch(
+                "sample",
+                [rows.len(), 1, 1],
+                SAMPLE_THREADS,
+                SAMPLE_SHARED as usize,
+                &params,
+            )?;
+        }
     }
     // From the last draw on, to move on with what was drawn and to run it.
     backend.queue.end_step()

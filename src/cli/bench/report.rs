@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::bounds::Work;
 use super::machine::Machine;
 use crate::cli::output::json_line;
+use crate::cli::stdout::STDOUT;
 use crate::error::{Error, Result};
 
 /// `--format`
@@ -252,7 +253,7 @@ pub fn print(rows: &[Row], format: Format, origin: &Origin) -> Result<()> {
         Format::Table => table(rows, origin).into_bytes(),
     };
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(&out).and_then(|()| stdout.flush()).map_err(Error::io("write to", "stdout"))
+    stdout.write_all(&out).and_then(|()| stdout.flush()).map_err(Error::io("write to", STDOUT))
 }
 
 /// All rows as JSON in a file.
