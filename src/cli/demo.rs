@@ -12,6 +12,7 @@ use super::input;
 use super::judge::Judge;
 use super::memory;
 use super::models::{self, BosFlag, GuideArgs, GuideTokensFlag, Plan};
+use super::stdout::{out, outln};
 use super::tree::{self, Paint};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -120,7 +121,7 @@ fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         side_by_side(&mut scheduler, &prompts, &judge)?;
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("\n{seconds:.1} s on {}", memory::describe(&**backend));
+    outln!("\n{seconds:.1} s on {}", memory::describe(&**backend))?;
     Ok(Done::Well)
 }
 
@@ -155,13 +156,13 @@ fn side_by_side<B: Backend>(
 ) -> Result<()> {
     let paint = Paint::new(std::io::stdout().is_terminal());
     let columns = columns();
-    println!(
+    outln!(
         "A small film-review model, steered towards praise by two models a tenth of its size.\n\
          gain: log π_tuned − log π_untuned, what the search maximises. sentiment: a judge that\n\
          shares no data with the guide, from −1 to 1.\n"
-    );
+    )?;
     let names: Vec<String> = columns.iter().map(|c| format!("{:<COLUMN$}", c.name)).collect();
-    println!("{}{}{}", paint.bold, names.join(" "), paint.off);
+    outln!("{}{}{}", paint.bold, names.join(" "), paint.off)?;
     let mut last = Vec::new();
     for prompt in prompts.iter().take(SHOWN) {
         let jobs: Vec<_> = columns.iter().map(|c| (prompt, c.settings.clone())).collect();
@@ -177,7 +178,7 @@ fn side_by_side<B: Backend>(
             })
             .collect();
         let height = cells.iter().map(Vec::len).max().unwrap_or(0);
-        println!("{}", vec!["─".repeat(COLUMN); columns.len()].join(" "));
+        outln!("{}", vec!["─".repeat(COLUMN); columns.len()].join(" "))?;
         for line in 0..height {
             let parts: Vec<String> = cells
                 .iter()
@@ -191,7 +192,7 @@ fn side_by_side<B: Backend>(
                     format!("{:<COLUMN$}", text.map_or("", String::as_str))
                 })
                 .collect();
-            println!("{}", parts.join(" ").trim_end());
+            outln!("{}", parts.join(" ").trim_end())?;
         }
         last = outcomes;
     }
@@ -199,14 +200,14 @@ fn side_by_side<B: Backend>(
         return Ok(());
     };
     let Some(outcome) = last.last() else { return Ok(()) };
-    println!(
+    outln!(
         "\nThe search for the last one, chunk by chunk. ● lived on, · was dropped, ■ had ended, \
          ★ is the answer; the number is the gain so far.\n\n{}“{}”{}",
         paint.bold,
         text(prompt),
         paint.off
-    );
-    print!("{}", tree::draw(&outcome.trace, paint));
+    )?;
+    out!("{}", tree::draw(&outcome.trace, paint))?;
     Ok(())
 }
 
@@ -218,14 +219,14 @@ fn full<B: Backend>(
     seeds: u64,
 ) -> Result<()> {
     let columns = columns();
-    println!(
+    outln!(
         "{} openings that no model has seen, {seeds} run{} each. The judge is right about {:.0} % \
          of held-out snippets.\n",
         prompts.len(),
         if seeds == 1 { "" } else { "s" },
         100.0 * judge.held_out_accuracy
-    );
-    println!("{:<16}{:>22}{:>22}{:>10}", "", "sentiment", "gain", "tokens");
+    )?;
+    outln!("{:<16}{:>22}{:>22}{:>10}", "", "sentiment", "gain", "tokens")?;
     // Per column, per opening: the mean over seeds.
     let mut sentiments: Vec<Vec<f64>> = Vec::new();
     for column in &columns {
@@ -245,23 +246,23 @@ fn full<B: Backend>(
         let gain = by_opening(&|outcome| outcome.score.gain);
         let tokens = by_opening(&|outcome| outcome.response.tokens.len() as f64);
         let (sentiment_text, gain_text) = (Mean::of(&sentiment), Mean::of(&gain));
-        println!(
+        outln!(
             "{:<16}{sentiment_text:>22}{gain_text:>22}{:>10.1}",
             column.name,
             Mean::of(&tokens).mean
-        );
+        )?;
         sentiments.push(sentiment);
     }
-    println!("\nDifferences of sentiment, opening by opening:");
+    outln!("\nDifferences of sentiment, opening by opening:")?;
     for (more, less) in [(1, 0), (2, 1), (2, 0)] {
         let difference: Vec<f64> =
             sentiments[more].iter().zip(&sentiments[less]).map(|(a, b)| a - b).collect();
         let mean = Mean::of(&difference);
-        println!(
+        outln!(
             "  {:<28}{mean:>18}  ({:.1} standard errors)",
             format!("{} − {}", columns[more].name, columns[less].name),
             mean.mean / mean.error
-        );
+        )?;
     }
     Ok(())
 }

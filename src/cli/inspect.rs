@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Done;
 use super::memory::readable;
 use super::models::Described;
+use super::stdout::outln;
 use crate::engine::config::{Activation, Norm, Position};
 use crate::error::Result;
 use crate::weights::Checkpoint;
@@ -60,7 +61,7 @@ pub fn run(args: Args) -> Result<Done> {
             "weight_bytes": config.weight_bytes(),
             "kv_bytes_per_token": config.kv_bytes_per_token(),
         });
-        println!("{report}");
+        outln!("{report}")?;
         return Ok(Done::Well);
     }
     let name = |id: u32| tokenizer.name(id).unwrap_or("?").to_owned();
@@ -104,7 +105,7 @@ pub fn run(args: Args) -> Result<Done> {
         ),
     ];
     for (label, value) in rows {
-        println!("{label:>13}  {value}");
+        outln!("{label:>13}  {value}")?;
     }
     Ok(Done::Well)
 }

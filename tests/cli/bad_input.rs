@@ -196,3 +196,31 @@ fn weights_that_are_not_numbers_fail_their_search() {
     assert_refused(&output, "is not a finite number");
     assert!(!String::from_utf8_lossy(&output.stdout).contains("NaN"));
 }
+
+/// Goal: whoever reads results may go away, as `head` does: no panic, no message, no failure.
+#[test]
+#[cfg(unix)]
+fn a_reader_that_has_gone_ends_the_program_quietly() {
+    let search =
+        ["search", "--method", "sample", "--prompt", "x", "--max-new-tokens", "2", "--base"];
+    let (base, search) = (model("gpt2"), search.map(str::to_owned));
+    let commands = [
+        vec!["devices".to_owned()],
+        vec!["inspect".into(), base.clone()],
+        [&search[..], &[base]].concat(),
+    ];
+    for args in commands {
+        // A pipe whose reading end is closed before anything is written.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_trimtab"))
+            .args(&args)
+            .env("TRIMTAB_DEVICE", device())
+            .stdout(writer)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{args:?}: {said}");
+        assert!(!said.contains("panicked") && !said.contains("stdout"), "{args:?}: {said}");
+    }
+}

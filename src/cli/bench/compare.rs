@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::report::{Row, shown};
 use crate::cli::Done;
+use crate::cli::stdout::outln;
 use crate::error::{Error, Result};
 
 #[derive(clap::Args, Clone, Debug)]
@@ -21,13 +22,13 @@ pub fn run(args: &Args) -> Result<Done> {
     let (old, new) = (read(&args.old)?, read(&args.new)?);
     let [before, after] = [&old, &new].map(|rows| rows[0].origin.machine());
     if before != after {
-        println!("{} is of {before}", args.old.display());
-        println!("{} is of {after}", args.new.display());
+        outln!("{} is of {before}", args.old.display())?;
+        outln!("{} is of {after}", args.new.display())?;
     }
     let mut still = 0;
     for row in &new {
         let Some(before) = old.iter().find(|before| before.key() == row.key()) else {
-            println!("only in {}: {}", args.new.display(), name(row));
+            outln!("only in {}: {}", args.new.display(), name(row))?;
             continue;
         };
         if row.min <= before.max && before.min <= row.max {
@@ -35,19 +36,19 @@ pub fn run(args: &Args) -> Result<Done> {
             continue;
         }
         let better = (row.median > before.median) == row.more_is_better();
-        println!(
+        outln!(
             "{}: {} → {} ({:+.1} %, {})",
             name(row),
             shown(before.median, &row.unit),
             shown(row.median, &row.unit),
             (row.median / before.median - 1.0) * 100.0,
             if better { "better" } else { "worse" },
-        );
+        )?;
     }
     for row in old.iter().filter(|row| new.iter().all(|after| after.key() != row.key())) {
-        println!("only in {}: {}", args.old.display(), name(row));
+        outln!("only in {}: {}", args.old.display(), name(row))?;
     }
-    println!("{still} of {} moved no further than their ranges", new.len());
+    outln!("{still} of {} moved no further than their ranges", new.len())?;
     Ok(Done::Well)
 }
 
