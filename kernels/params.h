@@ -10,6 +10,8 @@
 #define PAGE_LEN 16
 /* The slot of a row that has ended: nothing is stored for it. */
 #define NO_SLOT 0xffffffffu
+/* What is drawn where logits are no distribution. */
+#define NO_TOKEN 0xffffffffu
 /* Rows of one launch of sample, threads of a block, and bytes of its shared memory. */
 #define SAMPLE_ROWS 64
 #define SAMPLE_THREADS 512

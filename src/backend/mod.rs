@@ -24,6 +24,9 @@ pub use memory::{Memory, Share};
 /// The slot of a row that has ended ([`Backend::advance`]): nothing is stored for it.
 pub const NO_SLOT: u32 = u32::MAX;
 
+/// What [`Backend::sample`] draws where logits are no distribution: one is NaN, or the largest infinite.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// The heads of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
@@ -402,7 +405,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Picks a token for each of `rows` from its row of `logits: [_, vocab]`.
     ///
     /// Softmax of logits / temperature over the kept tokens, then the first token id, in id
-    /// order, at which the running sum exceeds `draw.uniform()` times the kept mass.
+    /// order, at which the running sum exceeds `draw.uniform()` times the kept mass; [`NO_TOKEN`]
+    /// where the logits are no distribution.
     fn sample(
         &self,
         rows: &[SampleRow],
@@ -417,6 +421,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ///
     /// A row whose token is one of `ends` has ended and stands still, whatever is drawn for it later:
     /// its token stays that one, also in the history's further steps, its position is 0 and its slot
-    /// [`NO_SLOT`].
+    /// [`NO_SLOT`]. So does a row for which [`NO_TOKEN`] was drawn, which the history has once; its token
+    /// is 0 from then on.
     fn advance(&self, args: Advance<'_, Self>) -> Result<()>;
 }

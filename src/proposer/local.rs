@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Draft, Lifetime, Prompt, Proposer};
-use crate::backend::{Backend, SampleRow};
+use super::{Draft, Lifetime, Prompt, Proposer, Unfinished};
+use crate::backend::{Backend, NO_TOKEN, SampleRow};
 use crate::engine::{Engine, Pair, Span};
 use crate::error::{Error, Result};
 use crate::kv_cache::{Mark, PageCopy, PagePool, Sequence};
@@ -174,10 +174,16 @@ impl<B: Backend> LocalProposer<B> {
         self.engine.drawn(steps)
     }
 
-    /// Adds drawn tokens to a draft until it ends, and gives up the room of the others.
+    /// Adds drawn tokens to a draft until it ends, or fails it where there was none to draw, and gives up
+    /// the room of the others.
     fn take(&self, draft: &mut Draft<'_, LocalState>, tokens: impl ExactSizeIterator<Item = u32>) {
         let (steps, mut taken) = (tokens.len(), 0);
         for token in tokens {
+            if token == NO_TOKEN {
+                let what = "a logit of the base model, or of a pair that shifts its logits,".into();
+                *draft.unfinished = Some(Unfinished::Failed(Error::NotFinite { what }));
+                break;
+            }
             draft.state.pending.fill(token);
             taken += 1;
             if self.eos.contains(&token) {
@@ -323,7 +329,9 @@ impl<B: Backend> Proposer for LocalProposer<B> {
                 .iter_mut()
                 .zip(&ends)
                 .map(|(draft, end)| (end - draft.response.tokens.len(), draft))
-                .filter(|(left, draft)| *left > 0 && draft.response.finish.is_none())
+                .filter(|(left, draft)| {
+                    *left > 0 && draft.response.finish.is_none() && draft.unfinished.is_none()
+                })
                 .map(|(left, draft)| (draft, left))
                 .unzip();
             let Some(nearest) = left.into_iter().min() else {

@@ -165,11 +165,10 @@ fn wrong_shapes_are_refused() {
     assert_refused(&output, "h.2.");
 }
 
-/// Goal: weights that are not numbers fail the search with a reason, and no NaN reaches JSON.
-#[test]
-fn weights_that_are_not_numbers_fail_their_search() {
+/// A copy of a golden model none of whose weights is a number.
+fn without_numbers(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(model("gpt2_tuned")).unwrap() {
+    for entry in std::fs::read_dir(model(name)).unwrap() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
     }
@@ -180,21 +179,33 @@ fn weights_that_are_not_numbers_fail_their_search() {
         number.copy_from_slice(&f32::NAN.to_le_bytes());
     }
     std::fs::write(&path, bytes).unwrap();
-    let (base, tuned) = (model("gpt2"), folder.path().to_str().unwrap());
-    let output = trimtab(&[
-        "search",
-        "--base",
-        &base,
-        "--tuned",
-        tuned,
-        "--untuned",
-        &base,
-        "--prompt",
-        "x",
-        "--json",
-    ]);
-    assert_refused(&output, "is not a finite number");
-    assert!(!String::from_utf8_lossy(&output.stdout).contains("NaN"));
+    folder
+}
+
+/// Goal: weights that are not numbers fail the search with a reason, whichever model has them and however
+/// tokens are drawn, and no NaN reaches JSON.
+#[test]
+fn weights_that_are_not_numbers_fail_their_search() {
+    let (good, tuned) = (model("gpt2"), model("gpt2_tuned"));
+    let broken = without_numbers("gpt2_tuned");
+    let broken = broken.path().to_str().unwrap();
+    for (base, tuned, flags, part) in [
+        (&good[..], broken, &[][..], "the gain of a candidate"),
+        (broken, &tuned, &[], "a logit of the base model"),
+        (
+            broken,
+            &tuned,
+            &["--method", "sample", "--temperature", "0"],
+            "a logit of the base model",
+        ),
+        (&good, broken, &["--method", "eft"], "a logit of the base model, or of a pair"),
+    ] {
+        let models = ["search", "--base", base, "--tuned", tuned, "--untuned", &good];
+        let output = trimtab(&[&models, &["--prompt", "x", "--json"][..], flags].concat());
+        assert_refused(&output, part);
+        assert_refused(&output, "is not a finite number");
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("NaN"));
+    }
 }
 
 /// Goal: whoever reads results may go away, as `head` does: no panic, no message, no failure.

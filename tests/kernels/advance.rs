@@ -1,5 +1,5 @@
 use crate::harness::*;
-use trimtab::backend::{Advance, Backend, NO_SLOT, PAGE_LEN};
+use trimtab::backend::{Advance, Backend, NO_SLOT, NO_TOKEN, PAGE_LEN};
 
 /// Few, so that rows end.
 const VOCAB: usize = 12;
@@ -17,7 +17,10 @@ fn run<B: Backend>(backend: &B, rows: usize, ends: &[u32]) -> [Vec<u32>; 4] {
     let mut history = upload(backend, &vec![9; (STEPS + 1) * rows]);
     let ends = upload(backend, ends);
     for step in 0..STEPS {
-        let drawn = upload(backend, &random.indices(rows, VOCAB));
+        let mut drawn = random.indices(rows, VOCAB);
+        // Some rows have nothing to draw at some step.
+        drawn.iter_mut().skip(step).step_by(40).for_each(|token| *token = NO_TOKEN);
+        let drawn = upload(backend, &drawn);
         let args = Advance {
             rows,
             step,
@@ -52,17 +55,26 @@ fn advance_agrees_with_the_oracle() {
 }
 
 /// Goal: a row that has drawn an end stands still for good, with that token and without a place,
-/// whatever is drawn for it later; and one that began with such a token does not.
+/// whatever is drawn for it later, and so does one that had none to draw, with token 0; one that began
+/// with such a token does not.
 #[test]
 fn rows_that_have_ended_stand_still() {
     let (rows, end) = (300, 3);
     on_every_backend!(|name, backend| {
         let [free, ..] = run(&backend, rows, &[]);
         let [tokens, positions, slots, history] = run(&backend, rows, &[end]);
-        let mut ended = 0;
+        let (mut ended, mut none) = (0, 0);
         for row in 0..rows {
             let drawn: Vec<u32> = (0..STEPS).map(|step| history[step * rows + row]).collect();
-            match drawn.iter().position(|&token| token == end) {
+            match drawn.iter().position(|&token| token == end || token == NO_TOKEN) {
+                Some(first) if drawn[first] == NO_TOKEN => {
+                    assert!(
+                        drawn[first + 1..].iter().all(|&token| token == 0),
+                        "{name}: {drawn:?}"
+                    );
+                    assert_eq!((tokens[row], positions[row], slots[row]), (0, 0, NO_SLOT));
+                    none += 1;
+                }
                 Some(first) => {
                     assert!(drawn[first..].iter().all(|&token| token == end), "{name}: {drawn:?}");
                     assert_eq!((tokens[row], positions[row], slots[row]), (end, 0, NO_SLOT));
@@ -75,5 +87,6 @@ fn rows_that_have_ended_stand_still() {
             }
         }
         assert!((50..150).contains(&ended), "{name}: {ended} rows ended");
+        assert!((20..33).contains(&none), "{name}: {none} rows had no token");
     });
 }

@@ -1,7 +1,7 @@
 use crate::harness::*;
 use crate::oracle::pick;
 use trimtab::backend::cpu::CpuBackend;
-use trimtab::backend::{Backend, SampleRow};
+use trimtab::backend::{Backend, NO_TOKEN, SampleRow};
 use trimtab::philox::Draw;
 
 fn row(temperature: f32, top_k: u32, top_p: f32, position: u32) -> SampleRow {
@@ -120,16 +120,18 @@ fn frequencies_are_probabilities() {
     assert!(chi_square < 41.0, "{chi_square}: {counts:?}");
 }
 
-/// Goal: logits that are no numbers lead to the lowest id of the largest number, if there is one.
+/// Goal: where logits are no distribution no token is drawn, greedily or not; and only there.
 #[test]
-fn bad_logits_still_give_a_token() {
-    let (nan, inf) = (f32::NAN, f32::INFINITY);
+fn logits_that_are_no_distribution_give_no_token() {
+    let (nan, inf, none) = (f32::NAN, f32::INFINITY, NO_TOKEN);
     for (logits, expected) in [
-        ([nan; 4], 0),
-        ([-inf; 4], 0),
-        ([nan, 1.0, nan, 1.0], 1),
-        ([nan, -inf, 2.0, 3.0], 3),
-        ([1.0, inf, inf, nan], 1),
+        ([nan; 4], none),
+        ([-inf; 4], none),
+        ([nan, 1.0, nan, 1.0], none),
+        ([-inf, 1.0, 2.0, nan], none),
+        ([1.0, inf, -inf, 0.0], none),
+        ([-inf, -inf, 2.0, -inf], 2),
+        ([-inf, 3e38, -3e38, -inf], 1),
     ] {
         on_every_backend!(|name, backend| {
             for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.5)] {

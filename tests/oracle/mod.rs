@@ -9,7 +9,8 @@ use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
 use trimtab::backend::{
-    Advance, Attention, Backend, Entries, Heads, Memory, NO_SLOT, PAGE_LEN, PoolShape, SampleRow,
+    Advance, Attention, Backend, Entries, Heads, Memory, NO_SLOT, NO_TOKEN, PAGE_LEN, PoolShape,
+    SampleRow,
 };
 use trimtab::error::Result;
 use trimtab::tensor::{Element, HostMatrix, bf16};
@@ -419,7 +420,10 @@ impl Backend for Oracle {
     ) -> Result<()> {
         for (row, how) in rows.iter().enumerate() {
             let logits = &logits.values[how.logits as usize * vocab..][..vocab];
-            tokens.values[row] = pick(how, logits) as f64;
+            let broken = logits.iter().any(|logit| logit.is_nan() || *logit == f64::INFINITY)
+                || logits.iter().all(|&logit| logit == f64::NEG_INFINITY);
+            tokens.values[row] =
+                if broken { f64::from(NO_TOKEN) } else { pick(how, logits) as f64 };
         }
         Ok(())
     }
@@ -429,8 +433,9 @@ impl Backend for Oracle {
             let ended = args.slots.index(row) == NO_SLOT as usize;
             let token = if ended { args.tokens.values[row] } else { args.drawn.values[row] };
             args.history.values[args.step * args.rows + row] = token;
-            args.tokens.values[row] = token;
-            if ended || args.ends.values.contains(&token) {
+            let broken = token == f64::from(NO_TOKEN);
+            args.tokens.values[row] = if broken { 0.0 } else { token };
+            if ended || broken || args.ends.values.contains(&token) {
                 args.positions.values[row] = 0.0;
                 args.slots.values[row] = f64::from(NO_SLOT);
                 continue;

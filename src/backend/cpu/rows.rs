@@ -5,7 +5,7 @@ use super::buffer::Shared;
 use super::isa::vectorized;
 use super::math::{exp, narrow, sum, widen};
 use super::simd::{self, LANES, Lanes};
-use crate::backend::{Advance, Entries, Heads, NO_SLOT, PAGE_LEN, PoolShape};
+use crate::backend::{Advance, Entries, Heads, NO_SLOT, NO_TOKEN, PAGE_LEN, PoolShape};
 use crate::tensor::bf16;
 
 #[inline(always)]
@@ -129,8 +129,8 @@ pub fn advance(args: Advance<'_, CpuBackend>) {
         let ended = slots[row] == NO_SLOT;
         let token = if ended { tokens[row] } else { drawn[row] };
         history[row] = token;
-        tokens[row] = token;
-        if ended || ends.contains(&token) {
+        tokens[row] = if token == NO_TOKEN { 0 } else { token };
+        if ended || token == NO_TOKEN || ends.contains(&token) {
             (positions[row], slots[row]) = (0, NO_SLOT);
             continue;
         }

@@ -5,7 +5,7 @@ use super::buffer::Shared;
 use super::isa::vectorized;
 use super::math::max;
 use super::simd::{self, LANES, Lanes};
-use crate::backend::SampleRow;
+use crate::backend::{NO_TOKEN, SampleRow};
 
 /// Logits below which one thread does it all.
 const WORTH_A_THREAD: usize = 1 << 14;
@@ -56,9 +56,11 @@ vectorized! {
 #[inline(always)]
 fn pick<S: Lanes>(row: &SampleRow, logits: &[f32], scratch: &mut Scratch) -> u32 {
     let most = max(logits);
-    // Logits that are not numbers have no distribution; whoever made them is told elsewhere.
-    if row.temperature == 0.0 || !most.is_finite() || has_nan(logits) {
-        return logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32;
+    if !most.is_finite() || has_nan(logits) {
+        return NO_TOKEN;
+    }
+    if row.temperature == 0.0 {
+        return logits.iter().position(|&logit| logit == most).expect("it is one of them") as u32;
     }
     let Scratch { tokens, weights, sums, buckets } = scratch;
     tokens.clear();

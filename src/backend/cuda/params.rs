@@ -5,6 +5,7 @@ use crate::tensor::bf16;
 
 pub const PAGE_LEN: u32 = 16;
 pub const NO_SLOT: u32 = 4294967295;
+pub const NO_TOKEN: u32 = 4294967295;
 pub const SAMPLE_ROWS: u32 = 64;
 pub const SAMPLE_THREADS: u32 = 512;
 pub const SAMPLE_SHARED: u32 = 33112;
