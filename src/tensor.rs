@@ -81,3 +81,32 @@ pub fn random(seed: u64, widest: f32, len: usize) -> Vec<bf16> {
     };
     (0..len).into_par_iter().with_min_len(1 << 12).map(number).collect()
 }
+
+/// A hash that is the same on every machine and in every version: FNV-1a of 64 bits. Not against malice.
+#[derive(Clone, Copy, Debug)]
+pub struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    /// One that begins elsewhere for each seed.
+    pub fn seeded(seed: u64) -> Self {
+        Self(Self::default().0 ^ seed)
+    }
+
+    /// Takes in some bytes.
+    pub fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// The hash of all bytes so far.
+    pub fn finish(self) -> u64 {
+        self.0
+    }
+}

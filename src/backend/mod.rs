@@ -215,6 +215,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What the device is, for people.
     fn describe(&self) -> String;
 
+    /// What the bits of results depend on, apart from models and settings: where this says the same, they
+    /// are the same.
+    fn arithmetic(&self) -> String {
+        self.describe()
+    }
+
     /// An error if this device's attention cannot have such heads.
     fn check_heads(&self, _heads: Heads) -> Result<()> {
         Ok(())

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use super::models;
 use super::models::{Described, Plan};
 use crate::error::{Error, Result};
 use crate::proposer::{ApiKey, Endpoint, RemoteFormat, RemoteProposer};
@@ -149,19 +150,22 @@ impl BaseArgs {
         Ok(Base::Server(Server { endpoint, tokenizer: self.base_tokenizer.clone(), ids }))
     }
 
-    /// What of it determines an answer. Never the key.
-    pub fn fingerprint(&self) -> Value {
-        match &self.base {
-            Some(folder) => json!(folder),
-            None => json!({
-                "url": self.base_url,
-                "model": self.base_model,
-                "tokenizer": self.base_tokenizer,
-                "ids": self.base_prompt == Some(BasePromptFlag::Ids),
-                // It decides which candidates share a request and its seed.
-                "choices": self.base_choices,
-            }),
-        }
+    /// What of it determines an answer, with its name. Never the key.
+    pub fn fingerprint(&self) -> Result<(&'static str, Value)> {
+        Ok(match &self.base {
+            Some(folder) => ("fingerprint of the base model", json!(models::fingerprint(folder)?)),
+            None => (
+                "base",
+                json!({
+                    "url": self.base_url,
+                    "model": self.base_model,
+                    "tokenizer": self.base_tokenizer,
+                    "ids": self.base_prompt == Some(BasePromptFlag::Ids),
+                    // It decides which candidates share a request and its seed.
+                    "choices": self.base_choices,
+                }),
+            ),
+        })
     }
 }
 

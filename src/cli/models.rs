@@ -15,7 +15,9 @@ use crate::error::{Error, Result};
 use crate::guide::{GuideTokens, PairGuide, WeightedPair, reserved};
 use crate::kv_cache::{Lifetime, PAGE_LEN};
 use crate::proposer::{BaseProposer, Guidance, LocalProposer, RemoteProposer};
+use crate::tensor::Fnv;
 use crate::text::{Bos, PromptFormat, Template, Tokenizer};
+use crate::weights::Checkpoint;
 
 /// Rows that run together.
 pub const ROWS: usize = 512;
@@ -125,6 +127,30 @@ impl FromStr for GuideFlag {
         let weight = weight.ok_or("has a weight that is not a number")?;
         Ok(Self { tuned: tuned.into(), untuned: untuned.into(), weight })
     }
+}
+
+/// Files that a model's answers depend on beside its weights.
+const SMALL_FILES: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+/// A name for what is in a model's folder, wherever it lies: of its small files and of
+/// [`Checkpoint::fingerprint`].
+pub fn fingerprint(folder: &Path) -> Result<String> {
+    let mut hash = Fnv::seeded(Checkpoint::open(folder)?.fingerprint());
+    for name in SMALL_FILES {
+        let path = folder.join(name);
+        if path.is_file() {
+            hash.add(name.as_bytes());
+            hash.add(&std::fs::read(&path).map_err(Error::io("read", path))?);
+        }
+    }
+    Ok(format!("{:016x}", hash.finish()))
 }
 
 /// A model that has been described but not loaded.

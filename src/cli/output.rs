@@ -125,34 +125,31 @@ impl Output {
 }
 
 impl Sink {
-    /// Opens the outputs. Returns how many of `items`, from the first on, are there already.
+    /// Opens the outputs. Returns how many of `items`, from the first on, are there already. Nothing is
+    /// left behind where one of them cannot be had.
     pub fn open(target: &Target<'_>, items: &[Item<PromptItem>]) -> Result<(Self, usize)> {
-        let Some(path) = target.output else {
-            if target.resume {
+        if target.trace.is_some_and(is_stdout) {
+            return Err(Error::flag("--trace", "needs a file: answers may go to stdout"));
+        }
+        if target.trace.is_some() && target.trace == target.output {
+            return Err(Error::flag("--trace", "must be another file than --output"));
+        }
+        let output = target.output.map(|path| create(path, target.resume)).transpose()?;
+        let trace = target.trace.map(|path| create(path, target.resume)).transpose();
+        let trace = trace.inspect_err(|_| output.iter().for_each(Created::discard))?;
+        let (finished, output) = match output {
+            Some(mut output) => (begin(&mut output, target, items)?, output.into_output()),
+            None if target.resume => {
                 return Err(Error::flag("--resume", "needs --output, the file to go on with"));
             }
-            let output = Output { path: STDOUT.into(), writer: Box::new(std::io::stdout()) };
-            let trace = target.trace.map(|path| create(path, false)).transpose()?;
-            let trace = trace.map(|(path, file)| Output { path, writer: Box::new(file) });
-            return Ok((Self { output, trace, next: 0, waiting: BTreeMap::new() }, 0));
+            None => (0, Output { path: STDOUT.into(), writer: Box::new(std::io::stdout()) }),
         };
-        let (path, mut file) = create(path, target.resume)?;
-        let settings_path = settings_path(&path);
-        let mut finished = 0;
-        if target.resume && file.metadata().is_ok_and(|data| data.len() > 0) {
-            check_settings(&path, &settings_path, &target.settings)?;
-            finished = finished_answers(&path, &mut file, items)?;
-        } else {
-            let mut text = serde_json::to_string_pretty(&target.settings).expect("plain JSON");
-            text.push('\n');
-            std::fs::write(&settings_path, text).map_err(Error::io("write to", settings_path))?;
-        }
-        let trace = target.trace.map(|path| resume_trace(path, target.resume, items, finished));
-        let output = Output { path, writer: Box::new(file) };
-        Ok((
-            Self { output, trace: trace.transpose()?, next: finished, waiting: BTreeMap::new() },
-            finished,
-        ))
+        let trace = trace.map(|mut trace| {
+            cut_trace(&mut trace, &items[..finished])?;
+            Ok(trace.into_output())
+        });
+        let waiting = BTreeMap::new();
+        Ok((Self { output, trace: trace.transpose()?, next: finished, waiting }, finished))
     }
 
     /// Takes the answer of item `index`, counted from 0, and writes all that are due.
@@ -170,6 +167,11 @@ impl Sink {
     }
 }
 
+/// True for `-`, which stands for stdout.
+pub fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
 /// Beside the output, what it was made with.
 fn settings_path(output: &Path) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
@@ -177,29 +179,77 @@ fn settings_path(output: &Path) -> PathBuf {
     name.into()
 }
 
-/// A file that must be new unless `resume`, locked against a second process.
-fn create(path: &Path, resume: bool) -> Result<(PathBuf, File)> {
+/// A file that is open for writing, and locked against a second process.
+struct Created {
+    path: PathBuf,
+    file: File,
+    /// It was not there before.
+    new: bool,
+}
+
+impl Created {
+    fn into_output(self) -> Output {
+        Output { path: self.path, writer: Box::new(self.file) }
+    }
+
+    /// Leaves things as they were.
+    fn discard(&self) {
+        if self.new {
+            // What cannot be removed is empty, and whoever finds it is told that it exists.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Opens a file that must be new unless `resume`.
+fn create(path: &Path, resume: bool) -> Result<Created> {
+    let refuse = |action, reason: &str| Error::io(action, path)(std::io::Error::other(reason));
+    if path.is_dir() {
+        return Err(refuse("create", "it is a folder; name a file"));
+    }
+    let new = !path.exists();
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(resume).create_new(!resume);
-    let file = options.open(path).map_err(|source| {
-        let source = if source.kind() == std::io::ErrorKind::AlreadyExists {
-            std::io::Error::other("it exists; go on with it by --resume, or name another file")
-        } else {
-            source
-        };
-        Error::Io { action: "create", path: path.to_owned(), source }
+    let file = options.open(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            refuse("create", "it exists; go on with it by --resume, or name another file")
+        }
+        _ => Error::io("create", path)(source),
     })?;
     if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
-        let source = std::io::Error::other("another process is writing to it");
-        return Err(Error::io("write to", path)(source));
+        return Err(refuse("write to", "another process is writing to it"));
     }
-    Ok((path.to_owned(), file))
+    Ok(Created { path: path.to_owned(), file, new })
+}
+
+/// Holds an output that goes on to the settings that it was begun with, or writes those of a new one.
+/// How many answers there are.
+fn begin(
+    Created { path, file, .. }: &mut Created,
+    target: &Target<'_>,
+    items: &[Item<PromptItem>],
+) -> Result<usize> {
+    let settings_path = settings_path(path);
+    if target.resume && file.metadata().is_ok_and(|data| data.len() > 0) {
+        check_settings(path, &settings_path, &target.settings)?;
+        return finished_answers(path, file, items);
+    }
+    let mut text = serde_json::to_string_pretty(&target.settings).expect("plain JSON");
+    text.push('\n');
+    std::fs::write(&settings_path, text).map_err(Error::io("write to", settings_path))?;
+    Ok(0)
 }
 
 /// Refuses to go on with an output that was made in another way.
 fn check_settings(output: &Path, path: &Path, now: &Value) -> Result<()> {
     let refuse = |reason: String| Error::flag("--resume", reason);
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        refuse(format!(
+            "cannot go on with {}: what it was made with is not in {}: {error}",
+            output.display(),
+            path.display()
+        ))
+    })?;
     let before: Value = serde_json::from_str(&text)
         .map_err(|error| refuse(format!("finds no settings in {}: {error}", path.display())))?;
     let (Value::Object(before), Value::Object(now)) = (&before, now) else {
@@ -249,18 +299,14 @@ fn finished_answers(path: &Path, file: &mut File, items: &[Item<PromptItem>]) ->
     Ok(finished)
 }
 
-/// Opens a trace and cuts all lines of items that are not finished.
-fn resume_trace(
-    path: &Path,
-    resume: bool,
-    items: &[Item<PromptItem>],
-    finished: usize,
-) -> Result<Output> {
-    let (path, mut file) = create(path, resume)?;
-    let done: std::collections::HashSet<usize> =
-        items[..finished].iter().map(|item| item.line).collect();
+/// Cuts all lines of items that are not `finished` from a trace.
+fn cut_trace(
+    Created { path, file, .. }: &mut Created,
+    finished: &[Item<PromptItem>],
+) -> Result<()> {
+    let done: std::collections::HashSet<usize> = finished.iter().map(|item| item.line).collect();
     let mut end = 0;
-    for line in whole_lines(&path, &mut file)? {
+    for line in whole_lines(path, file)? {
         let traced: Option<Value> = serde_json::from_slice(&line).ok();
         let number = traced.as_ref().and_then(|line| line.get("line")).and_then(Value::as_u64);
         if !number.is_some_and(|number| done.contains(&(number as usize))) {
@@ -268,8 +314,7 @@ fn resume_trace(
         }
         end += line.len() as u64;
     }
-    cut(&path, &mut file, end)?;
-    Ok(Output { path, writer: Box::new(file) })
+    cut(path, file, end)
 }
 
 /// All lines that end with a line break, with it.

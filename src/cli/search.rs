@@ -10,8 +10,8 @@ use super::base::BaseArgs;
 use super::device::{DeviceArgs, Job};
 use super::input::{self, Item, PromptItem, Shard};
 use super::memory;
-use super::models::{self, GuideArgs};
-use super::output::{Answer, Failure, Sink, Target, json_line, trace_lines};
+use super::models::{self, GuideArgs, GuideFlag};
+use super::output::{Answer, Failure, Sink, Target, is_stdout, json_line, trace_lines};
 use super::progress::Progress;
 use super::settings::SearchArgs;
 use crate::backend::Backend;
@@ -64,18 +64,18 @@ pub struct Args {
 }
 
 impl Args {
-    /// All that determines an answer, for `--resume`.
-    fn fingerprint(&self) -> Value {
-        let pairs: Vec<Value> = self
-            .guide
-            .pairs()
-            .iter()
-            .map(|pair| json!([pair.tuned, pair.untuned, pair.weight]))
-            .collect();
+    /// All that determines an answer, for `--resume`: models by what is in them, wherever they lie.
+    fn fingerprint(&self, arithmetic: &str) -> Result<Value> {
+        let pairs = self.guide.pairs();
+        let pairs = pairs.iter().map(|GuideFlag { tuned, untuned, weight }| {
+            Ok(json!([models::fingerprint(tuned)?, models::fingerprint(untuned)?, weight]))
+        });
+        let (base, fingerprint) = self.base.fingerprint()?;
         let search = &self.search;
-        json!({
-            "base": self.base.fingerprint(),
-            "guide": pairs,
+        Ok(json!({
+            "arithmetic": arithmetic,
+            base: fingerprint,
+            "fingerprints and weights of the guide's pairs": pairs.collect::<Result<Vec<_>>>()?,
             "method": search.method.name(),
             "beam_width": search.beam_width,
             "successors": search.successors,
@@ -94,7 +94,7 @@ impl Args {
             "compat": search.compat.is_some(),
             "bos": format!("{:?}", self.guide.bos).to_lowercase(),
             "shard": self.shard.map(|shard| format!("{}/{}", shard.index, shard.count)),
-        })
+        }))
     }
 
     fn items(&self) -> Result<Vec<Item<PromptItem>>> {
@@ -133,15 +133,19 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let plan = args.search.plan(args.base.base()?, &settings, in_flight)?;
     let ready = models::load(backend, &plan, &args.guide, args.device.kv_memory)?;
     let mut scheduler = Scheduler::new(ready.proposer, ready.guide, plan.in_flight);
+    let files = args.output.as_deref().filter(|path| !is_stdout(path));
     let target = Target {
-        output: args.output.as_deref(),
+        output: files,
         trace: args.trace.as_deref(),
         resume: args.resume,
-        settings: args.fingerprint(),
+        settings: match files {
+            Some(_) => args.fingerprint(&backend.arithmetic())?,
+            None => Value::Null,
+        },
     };
     let (mut sink, finished) = Sink::open(&target, &items)?;
     let mut progress = Progress::new(items.len(), finished);
-    let plain = args.prompt.is_some() && args.output.is_none() && !args.json;
+    let plain = args.prompt.is_some() && files.is_none() && !args.json;
     let guided = !args.guide.pairs().is_empty();
 
     let mut done = Done::Well;

@@ -61,4 +61,6 @@ pub const NAMES: Names = Names {
     final_norm: "ln_f",
     head: "lm_head.weight",
     conv1d: true,
+    // The causal mask.
+    needless: &[".attn.bias", ".attn.masked_bias"],
 };

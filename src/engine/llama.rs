@@ -135,4 +135,6 @@ pub const NAMES: Names = Names {
     final_norm: "norm",
     head: "lm_head.weight",
     conv1d: false,
+    // The angles of positions.
+    needless: &[".rotary_emb.inv_freq"],
 };

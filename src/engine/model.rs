@@ -1,5 +1,7 @@
 //! A checkpoint's tensors laid out for a backend.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,7 +9,7 @@ use super::config::{Activation, Config, Norm, Position};
 use super::tensors::Tensors;
 use super::{gpt2, llama};
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{HostMatrix, bf16};
 use crate::weights::Checkpoint;
 
@@ -39,6 +41,8 @@ pub struct Names {
     pub head: &'static str,
     /// Matrices are stored `[in, out]`.
     pub conv1d: bool,
+    /// Ends of names that a layer may have and nobody needs.
+    pub needless: &'static [&'static str],
 }
 
 /// A model's weights on a device.
@@ -108,8 +112,16 @@ impl<B: Backend> Model<B> {
             twin.config.architecture == config.architecture
                 && twin.tensors.contains(&format!("{prefix}{}", names.embedding))
         });
-        let mut loader =
-            Loader { backend, names, prefix, config: &config, tensors: &tensors, twin, shared: 0 };
+        let mut loader = Loader {
+            backend,
+            names,
+            prefix,
+            config: &config,
+            tensors: &tensors,
+            twin,
+            shared: 0,
+            used: RefCell::default(),
+        };
 
         let (vocab, width) = (config.vocab, config.width);
         let theirs = twin.map(|twin| twin.embedding.clone());
@@ -129,6 +141,7 @@ impl<B: Backend> Model<B> {
             let theirs = twin.filter(|twin| !twin.config.tied_head).map(|twin| twin.head.clone());
             loader.matrix(&[(names.head.to_owned(), vocab)], width, false, theirs)?
         };
+        loader.check_all_used()?;
         let shared_matrices = loader.shared;
         Ok(Self {
             config,
@@ -152,9 +165,35 @@ struct Loader<'a, B: Backend> {
     tensors: &'a Tensors,
     twin: Option<&'a Model<B>>,
     shared: usize,
+    /// All names asked for.
+    used: RefCell<HashSet<String>>,
 }
 
 impl<B: Backend> Loader<'_, B> {
+    /// An error if the layers have tensors that were not asked for: this would be another model.
+    fn check_all_used(&self) -> Result<()> {
+        let Tensors::Files(checkpoint) = self.tensors else {
+            return Ok(());
+        };
+        let (layers, used) = (format!("{}{}.", self.prefix, self.names.layers), self.used.borrow());
+        let unused = checkpoint.names().find(|name| {
+            name.starts_with(&layers)
+                && !used.contains(*name)
+                && !self.names.needless.iter().any(|needless| name.ends_with(needless))
+        });
+        match unused {
+            None => Ok(()),
+            Some(name) => Err(Error::Checkpoint {
+                path: checkpoint.folder().into(),
+                reason: format!(
+                    "tensor {name:?} has no place in the model that config.json describes, with {} \
+                     layers: is it another model's?",
+                    self.config.layers
+                ),
+            }),
+        }
+    }
+
     fn layer(&mut self, index: usize) -> Result<Layer<B>> {
         let Config { width, heads, feed_forward, biases, .. } = *self.config;
         let names = self.names;
@@ -248,6 +287,7 @@ impl<B: Backend> Loader<'_, B> {
         theirs: Option<Arc<B::Matrix>>,
     ) -> Result<Arc<B::Matrix>> {
         let shape = |rows| if transposed { [cols, rows] } else { [rows, cols] };
+        self.used.get_mut().extend(parts.iter().map(|(name, _)| name.clone()));
         if let (Some(twin), Some(matrix)) = (self.twin, theirs) {
             let shared = parts
                 .iter()
@@ -281,6 +321,7 @@ impl<B: Backend> Loader<'_, B> {
 
     /// The parts, `(full name, length)`, one after the other.
     fn stacked_vector(&self, parts: &[(String, usize)]) -> Result<B::Buffer<f32>> {
+        self.used.borrow_mut().extend(parts.iter().map(|(name, _)| name.clone()));
         let mut data = Vec::new();
         for (name, len) in parts {
             data.extend(self.tensors.vector(name, *len)?);

@@ -1,7 +1,7 @@
 //! Where a model's tensors come from: a checkpoint, or thin air.
 
 use crate::error::Result;
-use crate::tensor::{bf16, random};
+use crate::tensor::{Fnv, bf16, random};
 use crate::weights::Checkpoint;
 
 /// A source of tensors by name.
@@ -58,9 +58,9 @@ impl Tensors {
 /// initialised with.
 const WIDEST: f32 = 0.02 * 1.732_050_8;
 
-/// A seed for the numbers of one tensor: FNV-1a.
+/// A seed for the numbers of one tensor.
 fn named(seed: u64, name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325_u64 ^ seed, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    let mut hash = Fnv::seeded(seed);
+    hash.add(name.as_bytes());
+    hash.finish()
 }

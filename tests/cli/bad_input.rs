@@ -163,6 +163,12 @@ fn wrong_shapes_are_refused() {
     let path = folder.path().to_str().unwrap();
     let output = trimtab(&["search", "--base", path, "--method", "sample", "--prompt", "x"]);
     assert_refused(&output, "h.2.");
+    // Fewer layers than there are would be another model, not an error of any shape.
+    let flatten = |text: String| text.replace("\"n_layer\": 2", "\"n_layer\": 1");
+    let folder = changed("gpt2", "config.json", flatten);
+    let path = folder.path().to_str().unwrap();
+    let output = trimtab(&["search", "--base", path, "--method", "sample", "--prompt", "x"]);
+    assert_refused(&output, "h.1.attn.c_attn.bias\" has no place in the model");
 }
 
 /// A copy of a golden model none of whose weights is a number.

@@ -108,6 +108,57 @@ fn an_output_of_another_run_is_left_alone() {
     assert_refused(&search(&["--prompt", "A", "--resume"]), "needs --output");
 }
 
+/// Goal: a run goes on with the same models wherever they lie, and with no others, nor with arithmetic
+/// that gives other bits.
+#[test]
+fn a_run_goes_on_with_the_same_models_alone() {
+    let run = Run::new();
+    stdout(&run.search("first", &[]));
+    let before = run.read("first");
+    let copy = |name: &str, from: &str| {
+        let to = run.folder.path().join(name);
+        std::fs::create_dir_all(&to).unwrap();
+        for entry in std::fs::read_dir(model(from)).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+        to.to_str().unwrap().to_owned()
+    };
+    let go_on = |tuned: &str| {
+        let args = run.args("first", &["--resume"]).into_iter();
+        let swap = |arg| if arg == model("gpt2_tuned") { tuned.to_owned() } else { arg };
+        trimtab(&args.map(swap).collect::<Vec<_>>())
+    };
+    stdout(&go_on(&copy("elsewhere", "gpt2_tuned")));
+    assert_refused(&go_on(&copy("other", "gpt2")), "fingerprints and weights of the guide's pairs");
+    let settings = String::from_utf8(run.read("first.settings.json")).unwrap();
+    let other = settings.replace("\"arithmetic\": \"", "\"arithmetic\": \"not ");
+    std::fs::write(run.path("first.settings.json"), other).unwrap();
+    assert_refused(&run.search("first", &["--resume"]), "made with arithmetic = \"not ");
+    std::fs::remove_file(run.path("first.settings.json")).unwrap();
+    assert_refused(&run.search("first", &["--resume"]), "what it was made with is not in");
+    assert_eq!(run.read("first"), before);
+}
+
+/// Goal: a run that cannot begin leaves nothing behind that would stop the next one; `-` is stdout.
+#[test]
+fn a_run_that_cannot_begin_leaves_nothing() {
+    let run = Run::new();
+    let (output, nowhere) = (run.path("out"), run.path("no/where"));
+    let to = |output: &str, trace: &str| {
+        search(&["--prompt", "A", "--max-new-tokens", "2", "--output", output, "--trace", trace])
+    };
+    assert_refused(&to(&output, &nowhere), "cannot create");
+    assert_refused(&to(&output, &output), "--trace must be another file");
+    assert_refused(&to(&output, "-"), "--trace needs a file");
+    let folder = run.folder.path().to_str().unwrap();
+    assert_refused(&to(folder, &nowhere), "it is a folder; name a file");
+    let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(left, ["prompts.jsonl"]);
+    let answer = stdout(&search(&["--prompt", "A", "--max-new-tokens", "2", "--output", "-"]));
+    assert_eq!(answer, stdout(&search(&["--prompt", "A", "--max-new-tokens", "2"])));
+}
+
 /// Goal: prompts that fail leave a line of their own and are not tried again.
 #[test]
 fn failures_keep_their_place() {

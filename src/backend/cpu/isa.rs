@@ -22,6 +22,18 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// As people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::PortableTiles => "portable tiles",
+            Isa::Portable => "portable",
+            Isa::Avx2 => "AVX2",
+            Isa::Avx512 => "AVX-512",
+            Isa::Avx512Bf16 => "AVX-512 BF16",
+            Isa::Amx => "AMX",
+        }
+    }
+
     /// All that this machine has, the best last.
     pub fn available() -> Vec<Isa> {
         let mut list = vec![Isa::PortableTiles, Isa::Portable];

@@ -156,16 +156,13 @@ impl Backend for CpuBackend {
     type Matrix = Matrix;
 
     fn describe(&self) -> String {
-        let isa = match self.isa {
-            Isa::PortableTiles => "portable tiles",
-            Isa::Portable => "portable",
-            Isa::Avx2 => "AVX2",
-            Isa::Avx512 => "AVX-512",
-            Isa::Avx512Bf16 => "AVX-512 BF16",
-            Isa::Amx => "AMX",
-        };
+        let isa = self.isa.name();
         let threads = self.team.members();
         format!("cpu ({isa}, {threads} thread{})", if threads == 1 { "" } else { "s" })
+    }
+
+    fn arithmetic(&self) -> String {
+        format!("cpu, {}", self.isa.name())
     }
 
     fn memory(&self) -> &Arc<Memory> {

@@ -44,6 +44,11 @@ pub trait Device: Launcher + Send + Sync + Sized + 'static {
     /// What it is, for people.
     fn describe(&self) -> String;
 
+    /// What the bits of results depend on.
+    fn arithmetic(&self) -> String {
+        Self::NAME.into()
+    }
+
     /// Processors that blocks are spread over.
     fn multiprocessors(&self) -> usize;
 

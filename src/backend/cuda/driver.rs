@@ -265,6 +265,11 @@ impl Device for Driver {
         format!("cuda ({name}, {gib:.0} GiB, sm_{major}{minor})")
     }
 
+    fn arithmetic(&self) -> String {
+        let (major, minor) = self.opened.gpu.capability;
+        format!("{}, sm_{major}{minor}", Self::NAME)
+    }
+
     fn multiprocessors(&self) -> usize {
         self.opened.multiprocessors
     }

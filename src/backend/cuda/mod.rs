@@ -147,6 +147,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device().describe()
     }
 
+    fn arithmetic(&self) -> String {
+        self.device().arithmetic()
+    }
+
     fn check_heads(&self, heads: Heads) -> Result<()> {
         attention::check_heads(self, heads)
     }
