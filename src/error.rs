@@ -97,7 +97,7 @@ pub enum Error {
         "the prompt is empty for the {model} model (0 tokens); give it text or use --bos always"
     )]
     EmptyPrompt {
-        /// "base", "tuned" or "untuned".
+        /// "base" or "guide".
         model: &'static str,
     },
 

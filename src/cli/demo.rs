@@ -94,7 +94,7 @@ fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let judge = Judge::open(&folder.join("judge.json"))?;
     let prompts: Vec<Prompt> = input::prompts(&folder.join("openings.jsonl"))?
         .into_iter()
-        .map(|item| item.content.map(|content| content.prompt))
+        .map(|item| item.content)
         .collect::<Result<_>>()?;
     let guide = GuideArgs {
         tuned: Some(folder.join("tuned")),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -11,41 +11,50 @@ use crate::text::Prompt;
 
 /// A line of a prompts file.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object {\"prompt\": …}")]
 struct PromptLine {
     prompt: Prompt,
-    #[serde(default)]
-    id: Option<Value>,
+    /// Read from every line that has one: [`Item::id`].
+    #[serde(default, rename = "id")]
+    _id: IgnoredAny,
 }
 
-/// One prompt of a file, or why its line is none.
+/// One line of a file, or why it is none.
 pub struct Item<T> {
     /// The line's number, from 1.
     pub line: usize,
+    /// The id that the line's answer will carry: its own, or its number.
+    pub id: Value,
     /// What it says.
     pub content: Result<T>,
 }
 
-/// A prompt and the id that its answer will carry.
-pub struct PromptItem {
-    pub id: Value,
-    pub prompt: Prompt,
+/// What every line may have, whatever else is wrong with it.
+#[derive(Deserialize)]
+struct Named {
+    id: Option<Value>,
 }
 
 /// The lines of a JSONL file that are not blank.
 pub fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<Item<T>>> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let numbered = bytes.split(|&byte| byte == b'\n').enumerate();
     let filled = numbered.filter(|(_, line)| !line.trim_ascii().is_empty());
     Ok(filled
-        .map(|(index, line)| {
-            let line_number = index + 1;
-            let content = serde_json::from_slice(line).map_err(|error| Error::Line {
-                path: path.to_owned(),
-                line: line_number,
-                reason: in_line(&error.to_string()),
-            });
-            Item { line: line_number, content }
+        .map(|(index, text)| {
+            let line = index + 1;
+            let refuse = |reason| Error::Line { path: path.to_owned(), line, reason };
+            let content = serde_json::from_slice(text);
+            let content = content.map_err(|error| refuse(in_line(&error.to_string())));
+            match serde_json::from_slice(text).ok().and_then(|Named { id }| id) {
+                Some(id @ (Value::String(_) | Value::Number(_))) => Item { line, id, content },
+                None => Item { line, id: line.into(), content },
+                Some(_) => {
+                    let content = Err(refuse("id must be a string or a number".into()));
+                    Item { line, id: line.into(), content }
+                }
+            }
         })
         .collect())
 }
@@ -55,22 +64,12 @@ fn in_line(message: &str) -> String {
     message.replace(" at line 1 column", " at column").replace("line 1 column", "column")
 }
 
-/// The prompts of a file. An id is the line's number where it gives none.
-pub fn prompts(path: &Path) -> Result<Vec<Item<PromptItem>>> {
-    Ok(lines::<PromptLine>(path)?
-        .into_iter()
-        .map(|Item { line, content }| {
-            let content = content.and_then(|PromptLine { prompt, id }| match id {
-                None => Ok(PromptItem { id: line.into(), prompt }),
-                Some(id @ (Value::String(_) | Value::Number(_))) => Ok(PromptItem { id, prompt }),
-                Some(_) => Err(Error::Line {
-                    path: path.to_owned(),
-                    line,
-                    reason: "id must be a string or a number".into(),
-                }),
-            });
-            Item { line, content }
-        })
+/// The prompts of a file.
+pub fn prompts(path: &Path) -> Result<Vec<Item<Prompt>>> {
+    let prompt = |PromptLine { prompt, .. }| prompt;
+    let items = lines(path)?.into_iter();
+    Ok(items
+        .map(|Item { line, id, content }| Item { line, id, content: content.map(prompt) })
         .collect())
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::input::{Item, PromptItem};
+use super::input::Item;
 use super::stdout::STDOUT;
 use crate::error::{Error, Result};
 use crate::search::{Chunk, Outcome};
@@ -32,7 +32,8 @@ pub struct Answer<'a> {
 impl<'a> Answer<'a> {
     /// From a search's outcome; without a guide there is no gain.
     pub fn new(
-        item: &'a PromptItem,
+        id: &'a Value,
+        prompt: &'a Prompt,
         outcome: &Outcome,
         guided: bool,
         seed: u64,
@@ -40,8 +41,8 @@ impl<'a> Answer<'a> {
     ) -> Self {
         let score = guided.then_some(outcome.score);
         Self {
-            id: &item.id,
-            prompt: &item.prompt,
+            id,
+            prompt,
             response: outcome.response.to_text(),
             gain: score.map(|score| score.gain),
             logp_tuned: score.map(|score| score.logp_tuned),
@@ -127,7 +128,7 @@ impl Output {
 impl Sink {
     /// Opens the outputs. Returns how many of `items`, from the first on, are there already. Nothing is
     /// left behind where one of them cannot be had.
-    pub fn open(target: &Target<'_>, items: &[Item<PromptItem>]) -> Result<(Self, usize)> {
+    pub fn open(target: &Target<'_>, items: &[Item<Prompt>]) -> Result<(Self, usize)> {
         if target.trace.is_some_and(is_stdout) {
             return Err(Error::flag("--trace", "needs a file: answers may go to stdout"));
         }
@@ -227,7 +228,7 @@ fn create(path: &Path, resume: bool) -> Result<Created> {
 fn begin(
     Created { path, file, .. }: &mut Created,
     target: &Target<'_>,
-    items: &[Item<PromptItem>],
+    items: &[Item<Prompt>],
 ) -> Result<usize> {
     let settings_path = settings_path(path);
     if target.resume && file.metadata().is_ok_and(|data| data.len() > 0) {
@@ -267,7 +268,7 @@ fn check_settings(output: &Path, path: &Path, now: &Value) -> Result<()> {
 }
 
 /// Counts the answers in `file`, which must be those of the first items, and cuts a torn line.
-fn finished_answers(path: &Path, file: &mut File, items: &[Item<PromptItem>]) -> Result<usize> {
+fn finished_answers(path: &Path, file: &mut File, items: &[Item<Prompt>]) -> Result<usize> {
     let mut end = 0;
     let mut finished = 0;
     for line in whole_lines(path, file)? {
@@ -283,13 +284,9 @@ fn finished_answers(path: &Path, file: &mut File, items: &[Item<PromptItem>]) ->
                 "there are more answers than prompts; is it another prompts file's?",
             ));
         };
-        let expected = match &item.content {
-            Ok(item) => item.id.clone(),
-            Err(_) => item.line.into(),
-        };
-        let prompt = item.content.as_ref().ok().map(|item| serde_json::json!(item.prompt));
+        let prompt = item.content.as_ref().ok().map(|prompt| serde_json::json!(prompt));
         let other_prompt = answer.get("prompt").is_some_and(|p| Some(p) != prompt.as_ref());
-        if answer.get("id") != Some(&expected) || other_prompt {
+        if answer.get("id") != Some(&item.id) || other_prompt {
             return Err(refuse("answers another prompt; is it another prompts file's?"));
         }
         end += line.len() as u64;
@@ -300,10 +297,7 @@ fn finished_answers(path: &Path, file: &mut File, items: &[Item<PromptItem>]) ->
 }
 
 /// Cuts all lines of items that are not `finished` from a trace.
-fn cut_trace(
-    Created { path, file, .. }: &mut Created,
-    finished: &[Item<PromptItem>],
-) -> Result<()> {
+fn cut_trace(Created { path, file, .. }: &mut Created, finished: &[Item<Prompt>]) -> Result<()> {
     let done: std::collections::HashSet<usize> = finished.iter().map(|item| item.line).collect();
     let mut end = 0;
     for line in whole_lines(path, file)? {

@@ -8,23 +8,25 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub struct Progress {
     bar: ProgressBar,
     started: Instant,
+    /// What its tokens are called.
+    of: &'static str,
     tokens: usize,
     done: usize,
 }
 
 impl Progress {
-    /// Of `total` prompts, `finished` of which were done before.
-    pub fn new(total: usize, finished: usize) -> Self {
+    /// Of `total` prompts, `finished` of which were done before, with tokens `of` something.
+    pub fn new(total: usize, finished: usize, of: &'static str) -> Self {
         // Draws to stderr, and only if that is a terminal.
         let bar = ProgressBar::new(total as u64).with_position(finished as u64);
         let style = "{wide_bar} {pos}/{len} prompts · {msg} · {eta} left";
         bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
         bar.reset_eta();
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar, started: Instant::now(), tokens: 0, done: 0 }
+        Self { bar, started: Instant::now(), of, tokens: 0, done: 0 }
     }
 
-    /// One more prompt with so many tokens in its answer.
+    /// One more prompt with so many tokens.
     pub fn done(&mut self, tokens: usize) {
         self.tokens += tokens;
         self.done += 1;
@@ -40,11 +42,11 @@ impl Progress {
     /// Removes the bar and sums up.
     pub fn finish(self, device: &str) {
         self.bar.finish_and_clear();
-        let (done, tokens, rate) = (self.done, self.tokens, self.rate());
+        let (done, of, tokens, rate) = (self.done, self.of, self.tokens, self.rate());
         let seconds = self.started.elapsed().as_secs_f64();
         let prompts = if done == 1 { "prompt" } else { "prompts" };
         eprintln!(
-            "{done} {prompts}, {tokens} answer tokens in {seconds:.2} s ({rate:.0} tokens/s) on {device}"
+            "{done} {prompts}, {tokens} {of} in {seconds:.2} s ({rate:.0} tokens/s) on {device}"
         );
     }
 

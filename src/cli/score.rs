@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::Done;
 use super::device::{DeviceArgs, Job};
@@ -38,7 +39,7 @@ pub enum Tokens {
 pub struct Args {
     #[command(flatten)]
     guide: GuideArgs,
-    /// A file of lines {"prompt": …, "response": …, "eos": true|false}; - is standard input
+    /// A file of lines {"prompt": …, "response": …, "eos": true|false, "id": …}; - is standard input
     #[arg(long, value_name = "PAIRS.jsonl")]
     input: PathBuf,
     /// How prompt and response become tokens
@@ -49,16 +50,20 @@ pub struct Args {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object {\"prompt\": …, \"response\": …}")]
 struct PairLine {
     prompt: Prompt,
     response: String,
     #[serde(default)]
     eos: bool,
+    /// The answer's too.
+    id: Option<Value>,
 }
 
 #[derive(Serialize)]
-struct ScoreLine {
+struct ScoreLine<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a Value>,
     logp_tuned: f64,
     logp_untuned: f64,
     gain: f64,
@@ -66,8 +71,9 @@ struct ScoreLine {
 }
 
 #[derive(Serialize)]
-struct FailureLine {
+struct FailureLine<'a> {
     line: usize,
+    id: &'a Value,
     error: String,
 }
 
@@ -92,7 +98,7 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let (mut guide, tokenizer) =
         models::load_guide(backend, &args.guide, tokens, args.device.kv_memory)?;
     let items = input::lines::<PairLine>(&path)?;
-    let mut progress = Progress::new(items.len(), 0);
+    let mut progress = Progress::new(items.len(), 0, "tokens scored");
     let mut stdout = std::io::stdout().lock();
     let mut done = Done::Well;
     for batch in items.chunks(BATCH.min(guide.whole_sequences()).max(1)) {
@@ -101,7 +107,8 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
             let line = match result {
                 Ok(Score { logp_tuned, logp_untuned, gain, tokens }) => {
                     progress.done(tokens);
-                    json_line(&ScoreLine { logp_tuned, logp_untuned, gain, tokens })
+                    let id = item.content.as_ref().ok().and_then(|pair| pair.id.as_ref());
+                    json_line(&ScoreLine { id, logp_tuned, logp_untuned, gain, tokens })
                 }
                 Err(reason) => {
                     done = Done::WithFailures;
@@ -113,7 +120,7 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
                         }
                     };
                     progress.say(&format!("trimtab: {error}"));
-                    json_line(&FailureLine { line: item.line, error })
+                    json_line(&FailureLine { line: item.line, id: &item.id, error })
                 }
             };
             let written = stdout.write_all(&line).and_then(|()| stdout.flush());

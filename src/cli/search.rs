@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Done;
 use super::base::BaseArgs;
 use super::device::{DeviceArgs, Job};
-use super::input::{self, Item, PromptItem, Shard};
+use super::input::{self, Item, Shard};
 use super::memory;
 use super::models::{self, GuideArgs, GuideFlag};
 use super::output::{Answer, Failure, Sink, Target, is_stdout, json_line, trace_lines};
@@ -97,10 +97,10 @@ impl Args {
         }))
     }
 
-    fn items(&self) -> Result<Vec<Item<PromptItem>>> {
+    fn items(&self) -> Result<Vec<Item<Prompt>>> {
         if let Some(text) = &self.prompt {
-            let item = PromptItem { id: 1.into(), prompt: Prompt::Text(text.clone()) };
-            return Ok(vec![Item { line: 1, content: Ok(item) }]);
+            let content = Ok(Prompt::Text(text.clone()));
+            return Ok(vec![Item { line: 1, id: 1.into(), content }]);
         }
         let path = self.prompts.as_deref().unwrap_or(Path::new("-"));
         let items = input::prompts(&input::path_or_stdin(path))?;
@@ -144,16 +144,14 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         },
     };
     let (mut sink, finished) = Sink::open(&target, &items)?;
-    let mut progress = Progress::new(items.len(), finished);
+    let mut progress = Progress::new(items.len(), finished, "answer tokens");
     let plain = args.prompt.is_some() && files.is_none() && !args.json;
     let guided = !args.guide.pairs().is_empty();
 
     let mut done = Done::Well;
     let mut fail = |sink: &mut Sink, progress: &Progress, index: usize, error: &Error| {
         done = Done::WithFailures;
-        let item: &Item<PromptItem> = &items[index];
-        let number = item.line.into();
-        let id = item.content.as_ref().map_or(&number, |item| &item.id);
+        let id = &items[index].id;
         progress.say(&format!("trimtab: prompt {id}: {error}"));
         if plain {
             return Ok(());
@@ -164,8 +162,8 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     loop {
         while next < items.len() && scheduler.pending() < 2 * plan.in_flight {
             match &items[next].content {
-                Ok(item) => {
-                    if let Err(error) = scheduler.submit(next, &item.prompt, settings.clone()) {
+                Ok(prompt) => {
+                    if let Err(error) = scheduler.submit(next, prompt, settings.clone()) {
                         fail(&mut sink, &progress, next, &error)?;
                     }
                 }
@@ -177,19 +175,20 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
             break;
         }
         for Finished { id: index, result } in scheduler.tick()? {
-            let (Ok(outcome), Ok(item)) = (&result, &items[index].content) else {
+            let Item { line, id, content } = &items[index];
+            let (Ok(outcome), Ok(prompt)) = (&result, content) else {
                 if let Err(error) = &result {
                     fail(&mut sink, &progress, index, error)?;
                 }
                 continue;
             };
             progress.done(outcome.response.tokens.len());
-            let trace = trace_lines(&item.id, items[index].line, &outcome.trace);
+            let trace = trace_lines(id, *line, &outcome.trace);
             let answer = if plain {
                 format!("{}\n", outcome.response.to_text()).into_bytes()
             } else {
                 let method = args.search.method.name();
-                json_line(&Answer::new(item, outcome, guided, settings.seed, method))
+                json_line(&Answer::new(id, prompt, outcome, guided, settings.seed, method))
             };
             sink.push(index, answer, trace)?;
         }

@@ -72,3 +72,28 @@ fn a_bad_line_does_not_stop_the_others() {
     let reason = answers[2]["error"].as_str().unwrap();
     assert!(reason.contains("context holds 128 tokens"), "{reason}");
 }
+
+/// Goal: a line's id comes back with its score, and with its error, however little of the line was right.
+#[test]
+fn scores_carry_the_ids_of_their_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines_in = concat!(
+        "\u{feff}{\"prompt\":\"The film\",\"response\":\" is\",\"id\":\"a\"}\n",
+        "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":7,\"unknown\":1}\n",
+        "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":[]}\n",
+        "\"The film\"\n",
+    );
+    let output = score(&write(folder.path(), lines_in), &["--bos", "never"]);
+    assert_eq!(output.status.code(), Some(2));
+    let answers = lines(&String::from_utf8(output.stdout).unwrap());
+    let ids: Vec<Value> = answers.iter().map(|answer| answer["id"].clone()).collect();
+    assert_eq!(ids, ["a".into(), Value::from(7), 3.into(), 4.into()]);
+    for (answer, part) in answers[1..].iter().zip([
+        "unknown field `unknown`",
+        "id must be a string or a number",
+        "expected an object {\"prompt\": …, \"response\": …}",
+    ]) {
+        let reason = answer["error"].as_str().unwrap();
+        assert!(reason.contains(part), "{reason}");
+    }
+}
