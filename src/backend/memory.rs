@@ -5,11 +5,22 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 
+/// What a device has, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// What can still be had.
+    pub free: usize,
+    /// All of it.
+    pub total: usize,
+}
+
 /// The budget of one device, shared by all handles on it: every buffer and every matrix takes its
 /// share of it, and gives it back when it is dropped.
 pub struct Memory {
     /// Bytes that may be taken; `usize::MAX` where nobody knows.
     limit: AtomicUsize,
+    /// All that the device has, where that is known.
+    total: Option<usize>,
     taken: AtomicUsize,
     allocations: AtomicU64,
 }
@@ -17,23 +28,33 @@ pub struct Memory {
 impl Memory {
     /// A budget of `limit` bytes, or of any number if not given.
     pub fn new(limit: Option<usize>) -> Arc<Self> {
+        Self::within(limit, None)
+    }
+
+    fn within(limit: Option<usize>, total: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
             limit: AtomicUsize::new(limit.unwrap_or(usize::MAX)),
+            total,
             taken: AtomicUsize::new(0),
             allocations: AtomicU64::new(0),
         })
     }
 
-    /// All that is free but for one part in `margin`.
-    pub fn of_free(free: Option<usize>, margin: usize) -> Arc<Self> {
-        Self::new(free.map(|free| free - free / margin))
+    /// All that a device has free but for one part in `margin`.
+    pub fn of_device(room: Option<Room>, margin: usize) -> Arc<Self> {
+        let limit = room.map(|room| room.free - room.free / margin);
+        Self::within(limit, room.map(|room| room.total))
     }
 
     /// Sets the budget anew.
     ///
     /// # Errors
-    /// [`Error::DeviceBudget`] when more is taken already.
+    /// [`Error::Flag`] for more than the device has, [`Error::DeviceBudget`] when more is taken already.
     pub fn limit_to(&self, limit: usize) -> Result<()> {
+        if let Some(total) = self.total.filter(|&total| limit > total) {
+            let reason = format!("must be at most {total}, all that there is");
+            return Err(Error::flag("--device-memory", reason));
+        }
         let taken = self.taken();
         if taken > limit {
             let what = "what is taken already";
@@ -114,5 +135,11 @@ mod tests {
         drop(second);
         assert_eq!(memory.left(), Some(40));
         assert!(Memory::new(None).left().is_none());
+
+        let memory = Memory::of_device(Some(Room { free: 80, total: 100 }), 4);
+        assert_eq!(memory.left(), Some(60));
+        memory.limit_to(100).expect("all that there is");
+        let error = memory.limit_to(101).expect_err("more than there is").to_string();
+        assert_eq!(error, "--device-memory must be at most 100, all that there is");
     }
 }

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::philox::Draw;
 pub use crate::tensor::PAGE_LEN;
 use crate::tensor::{Element, HostMatrix, bf16};
-pub use memory::{Memory, Share};
+pub use memory::{Memory, Room, Share};
 
 /// The slot of a row that has ended ([`Backend::advance`]): nothing is stored for it.
 pub const NO_SLOT: u32 = u32::MAX;

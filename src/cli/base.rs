@@ -38,28 +38,28 @@ pub struct BaseArgs {
     #[arg(long, value_name = "URL", conflicts_with = "base", requires = "base_model")]
     pub base_url: Option<String>,
     /// The base model's name on that server
-    #[arg(long, value_name = "NAME", requires = "base_url")]
+    #[arg(long, value_name = "NAME", requires = "base_url", conflicts_with = "base")]
     pub base_model: Option<String>,
     /// The environment variable that holds the server's API key
-    #[arg(long, value_name = "VAR", requires = "base_url")]
+    #[arg(long, value_name = "VAR", requires = "base_url", conflicts_with = "base")]
     pub api_key_env: Option<String>,
     /// Folder of the base model's tokenizer, for --chat and --base-prompt ids
-    #[arg(long, value_name = "DIR", requires = "base_url")]
+    #[arg(long, value_name = "DIR", requires = "base_url", conflicts_with = "base")]
     pub base_tokenizer: Option<PathBuf>,
     /// How the server gets prompts [default: text]
-    #[arg(long, value_enum, requires = "base_url")]
+    #[arg(long, value_enum, requires = "base_url", conflicts_with = "base")]
     pub base_prompt: Option<BasePromptFlag>,
     /// A request to the server may take this long [default: 120]
-    #[arg(long, value_name = "SECONDS", requires = "base_url")]
+    #[arg(long, value_name = "SECONDS", requires = "base_url", conflicts_with = "base")]
     pub base_timeout: Option<u64>,
     /// How often a request that failed is sent again [default: 8, within a minute]
-    #[arg(long, value_name = "N", requires = "base_url")]
+    #[arg(long, value_name = "N", requires = "base_url", conflicts_with = "base")]
     pub base_retries: Option<u32>,
     /// Requests to the server at the same time [default: 32]
-    #[arg(long, value_name = "N", requires = "base_url")]
+    #[arg(long, value_name = "N", requires = "base_url", conflicts_with = "base")]
     pub base_requests: Option<usize>,
     /// Choices (n) that one request asks for at most [default: as many as it takes]
-    #[arg(long, value_name = "N", requires = "base_url")]
+    #[arg(long, value_name = "N", requires = "base_url", conflicts_with = "base")]
     pub base_choices: Option<usize>,
 }
 

@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long)]
     full: bool,
     /// With --full: runs per opening, each with its own seed
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "full")]
     seeds: u64,
     /// Folder of the demo's models [default: models, here or beside the source]
     #[arg(long, value_name = "DIR")]

@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long)]
     resume: bool,
     /// Only every N-th prompt, from the I-th on
-    #[arg(long, value_name = "I/N", requires = "prompts")]
+    #[arg(long, value_name = "I/N", conflicts_with = "prompt")]
     shard: Option<Shard>,
     /// Write every step's candidates here
     #[arg(long, value_name = "FILE.jsonl")]

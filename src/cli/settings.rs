@@ -100,6 +100,13 @@ impl SearchArgs {
             let reason = "and --untuned (or --guide) are needed for any method but sample";
             return Err(Error::flag("--tuned", reason));
         }
+        if guide.pairs().is_empty() {
+            let asked = guide.guide_template.is_some().then_some("--guide-template");
+            let how = self.guide_tokens != GuideTokensFlag::Auto;
+            if let Some(flag) = asked.or(how.then_some("--guide-tokens")) {
+                return Err(Error::flag(flag, "has no meaning without a guide"));
+            }
+        }
         Ok(settings)
     }
 

@@ -32,6 +32,9 @@ fn flags_that_cannot_work_are_refused() {
         (&["--compat", "reference", "--guide-tokens", "ids"], "--guide-tokens"),
         (&["--compat", "reference", "--bos", "always"], "--bos"),
         (&["--device", "abacus"], "--device"),
+        (&["--device-memory", "90000T"], "all that there is"),
+        (&["--shard", "1/2"], "cannot be used with '--shard <I/N>'"),
+        (&["--base-timeout", "3"], "cannot be used with '--base-timeout <SECONDS>'"),
     ] {
         let output = search(&[&["--prompt", "The film"], flags].concat());
         assert_refused(&output, part);
@@ -40,6 +43,13 @@ fn flags_that_cannot_work_are_refused() {
     assert_refused(&search(&["--prompt", ""]), "the prompt is empty for the base model");
     let alone = trimtab(&["search", "--base", &model("gpt2"), "--prompt", "x"]);
     assert_refused(&alone, "--tuned and --untuned (or --guide) are needed");
+    for (flag, value) in [("--guide-template", "A {prompt}"), ("--guide-tokens", "ids")] {
+        let base = model("gpt2");
+        let alone = ["search", "--base", &base, "--prompt", "x", "--method", "sample"];
+        let output = trimtab(&[&alone, &[flag, value][..]].concat());
+        assert_refused(&output, &format!("{flag} has no meaning without a guide"));
+    }
+    assert_refused(&trimtab(&["demo", "--seeds", "2"]), "--full");
 }
 
 /// Goal: a prompt that only the guide's template makes too long is refused with which model and

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::{folder, gpu};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::{CudaBackend, Device, Emulator, Launcher, Step};
-use trimtab::backend::{Backend, Heads, PoolShape};
+use trimtab::backend::{Backend, Heads, PoolShape, Room};
 use trimtab::engine::{Config, Engine, Limits, Model, Pair};
 use trimtab::error::{Error, Result};
 use trimtab::guide::{GuideTokens, PairGuide, WeightedPair};
@@ -161,7 +161,7 @@ impl Device for Refusing {
         self.0.shared_bytes()
     }
 
-    fn free_bytes(&self) -> Option<usize> {
+    fn room(&self) -> Option<Room> {
         None
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use memmap2::{MmapMut, MmapRaw};
 
-use crate::backend::{Memory, Share};
+use crate::backend::{Memory, Room, Share};
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 
@@ -130,11 +130,15 @@ fn map(bytes: usize) -> Result<MmapRaw> {
     Ok(map.into())
 }
 
-/// Memory that programs can still have, where the system says so (Linux).
-pub fn host_free_bytes() -> Option<usize> {
+/// Memory that programs can have, where the system says so (Linux).
+pub fn host_room() -> Option<Room> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<usize>().ok().map(|kib| kib * 1024)
+    let bytes = |name: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches("kB").trim().parse::<usize>().ok().map(|kib| kib * 1024)
+    };
+    let swap = bytes("SwapTotal:").unwrap_or(0);
+    Some(Room { free: bytes("MemAvailable:")?, total: bytes("MemTotal:")? + swap })
 }
 
 /// A buffer that several threads write to, each to places of its own.

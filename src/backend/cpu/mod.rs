@@ -26,7 +26,7 @@ use std::num::NonZero;
 use std::sync::Arc;
 use std::thread;
 
-pub use buffer::{Buffer, host_free_bytes};
+pub use buffer::{Buffer, host_room};
 pub use isa::Isa;
 pub use matrix::Matrix;
 
@@ -68,7 +68,7 @@ impl CpuBackend {
         let all = || thread::available_parallelism().map_or(1, NonZero::get);
         let team = Team::new(threads.unwrap_or_else(all))
             .map_err(|error| Error::flag("--threads", format!("cannot be had: {error}")))?;
-        let memory = Memory::of_free(host_free_bytes(), HOST_MARGIN);
+        let memory = Memory::of_device(host_room(), HOST_MARGIN);
         Ok(Self { isa, team: Arc::new(team), memory, slabs: Arc::default() })
     }
 

@@ -4,6 +4,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::replay::Launcher;
+use crate::backend::Room;
 use crate::error::Result;
 
 /// The names of all kernels, found by build.rs.
@@ -55,8 +56,8 @@ pub trait Device: Launcher + Send + Sync + Sized + 'static {
     /// Bytes of shared memory that a block can have.
     fn shared_bytes(&self) -> usize;
 
-    /// Bytes of memory that can still be had, where that is known.
-    fn free_bytes(&self) -> Option<usize>;
+    /// The memory that there is, where that is known.
+    fn room(&self) -> Option<Room>;
 
     /// Another queue of the same device.
     fn side(&self) -> Result<Self>;

@@ -11,6 +11,7 @@ use super::device::{Device, KERNELS, Launch};
 use super::gpus::{Gpu, gpus, refusal, refused, unavailable};
 use super::graph::Graph;
 use super::replay::{Launcher, Step};
+use crate::backend::Room;
 use crate::error::{Error, Result};
 
 /// The kernels for GPUs, where the build found nvcc.
@@ -278,9 +279,9 @@ impl Device for Driver {
         self.opened.shared_bytes
     }
 
-    fn free_bytes(&self) -> Option<usize> {
+    fn room(&self) -> Option<Room> {
         self.enter().ok()?;
-        result::mem_get_info().ok().map(|(free, _)| free)
+        result::mem_get_info().ok().map(|(free, total)| Room { free, total })
     }
 
     fn side(&self) -> Result<Self> {

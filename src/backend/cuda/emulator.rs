@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::device::{Device, Launch};
 use super::lazy::Queues;
 use super::replay::{Launcher, Step};
-use crate::backend::cpu::{HOST_MARGIN, host_free_bytes};
+use crate::backend::Room;
+use crate::backend::cpu::{HOST_MARGIN, host_room};
 use crate::error::{Error, Result};
 
 /// An H100's shared memory for one block, the most that kernels/emulator/ has room for.
@@ -184,8 +185,8 @@ impl Device for Emulator {
         self.shared_bytes
     }
 
-    fn free_bytes(&self) -> Option<usize> {
-        host_free_bytes()
+    fn room(&self) -> Option<Room> {
+        host_room()
     }
 
     fn side(&self) -> Result<Self> {

@@ -74,7 +74,7 @@ impl CudaBackend<Emulator> {
 impl<D: Device> CudaBackend<D> {
     /// A backend on this queue of a device.
     pub fn new(device: D) -> Result<Self> {
-        let memory = Memory::of_free(device.free_bytes(), D::MARGIN);
+        let memory = Memory::of_device(device.room(), D::MARGIN);
         Self::within(memory, Queue::new(device))
     }
 

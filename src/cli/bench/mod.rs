@@ -113,6 +113,11 @@ trait Bench: Sync {
     /// Bytes of the weights that are read in turn.
     fn weight_bytes(&self) -> Result<usize>;
 
+    /// Bytes that these weights take at least.
+    fn least_bytes(&self) -> Result<usize> {
+        self.weight_bytes()
+    }
+
     /// All results but the machine's own.
     fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>>;
 }
@@ -124,6 +129,11 @@ impl<T: Bench> Job for Measurement<'_, T> {
     type Output = Done;
 
     fn run<B: Measured>(self, backend: &Arc<B>) -> Result<Done> {
+        // Before a minute has been spent.
+        let (memory, bytes) = (backend.memory(), self.0.least_bytes()?);
+        if let Some(limit) = memory.limit().filter(|&limit| bytes > limit) {
+            return Err(Error::DeviceBudget { bytes, what: "the weights", taken: 0, limit });
+        }
         let machine = Machine::measure(backend, self.0.weight_bytes()?)?;
         let mut rows = machine.rows(T::NAME);
         rows.extend(self.0.measure(backend, &machine)?);

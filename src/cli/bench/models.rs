@@ -130,6 +130,12 @@ impl ModelArgs {
         })
     }
 
+    /// Bytes that these take at least: an untuned model in a folder may have all of its matrices from its
+    /// twin.
+    pub fn least_trio_bytes(&self) -> Result<usize> {
+        if self.shape.is_some() { self.trio_bytes() } else { self.largest_bytes() }
+    }
+
     /// As [`sources`](Self::sources).
     fn weight_bytes(&self) -> Result<Vec<usize>> {
         Ok(self.sources()?.iter().map(|source| source.config.weight_bytes()).collect())

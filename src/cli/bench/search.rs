@@ -87,6 +87,10 @@ impl Bench for Args {
         self.common.models.trio_bytes()
     }
 
+    fn least_bytes(&self) -> Result<usize> {
+        self.common.models.least_trio_bytes()
+    }
+
     fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>> {
         let mut counts = self.concurrency.clone();
         // The most pages ever used only grow.
