@@ -146,6 +146,7 @@ impl BaseArgs {
             backoff: BACKOFF,
             requests,
             choices: self.base_choices.unwrap_or(usize::MAX),
+            trouble: |error| eprintln!("trimtab: {error}"),
         };
         Ok(Base::Server(Server { endpoint, tokenizer: self.base_tokenizer.clone(), ids }))
     }

@@ -127,6 +127,8 @@ pub fn list() -> Result<Done> {
         outln!("          {reason}")?;
     }
     outln!("emulator  the GPU's kernels on the CPU, for the curious")?;
+    let auto = if CudaBackend::open().is_ok() { "cuda" } else { "cpu" };
+    outln!("auto      {auto}")?;
     Ok(Done::Well)
 }
 

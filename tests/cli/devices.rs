@@ -49,7 +49,10 @@ fn a_broken_driver_is_explained() {
     let (text, fine) = devices(folder.path());
     assert!(fine && text.contains("cuda      none"), "{text}");
     assert!(text.contains("cuInit: error 34: this libcuda is a stub for linking"), "{text}");
-    assert!(text.contains("cpu ") && text.contains("emulator "), "{text}");
+    assert!(
+        text.contains("cpu ") && text.contains("emulator ") && text.contains("auto      cpu"),
+        "{text}"
+    );
 }
 
 /// Goal: what cannot be had is refused by name, with what to do.

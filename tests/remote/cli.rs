@@ -193,3 +193,17 @@ fn flags_that_cannot_work_are_refused() {
         .unwrap();
     assert!(String::from_utf8_lossy(&alone.stderr).contains("--base <DIR>"));
 }
+
+/// Goal: whoever waits for a server that does not answer is told so, once, and not only at the end.
+#[test]
+fn trouble_is_told_while_it_lasts() {
+    let server = scripted();
+    let url = server.url.clone();
+    drop(server);
+    let output = trimtab(&url, &["--prompt", "x", "--base-retries", "2"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{errors}");
+    assert_eq!(errors.matches("no answer").count(), 2, "{errors}");
+    assert_eq!(errors.matches("it will be asked again").count(), 1, "{errors}");
+    assert!(errors.contains("(asked 3 times)"), "{errors}");
+}

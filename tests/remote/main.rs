@@ -68,6 +68,7 @@ fn endpoint(server: &Server) -> Endpoint {
         backoff: Duration::from_millis(1),
         requests: 8,
         choices: usize::MAX,
+        trouble: |_| {},
     }
 }
 

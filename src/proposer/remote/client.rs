@@ -1,6 +1,7 @@
 //! A client of OpenAI's completions protocol, as far as a search needs it.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,9 @@ pub struct Endpoint {
     pub requests: usize,
     /// Choices that one request asks for at most.
     pub choices: usize,
+    /// Is told when a request fails that will be sent again, if all was well before: whoever waits should
+    /// know for what.
+    pub trouble: fn(&Error),
 }
 
 /// A request's body.
@@ -139,6 +143,8 @@ pub struct Client {
     agent: ureq::Agent,
     url: String,
     endpoint: Endpoint,
+    /// The request answered last failed.
+    troubled: AtomicBool,
 }
 
 impl Client {
@@ -192,7 +198,8 @@ impl Client {
         if here {
             config = config.proxy(None);
         }
-        Ok(Self { agent: config.build().into(), url, endpoint })
+        let troubled = AtomicBool::new(false);
+        Ok(Self { agent: config.build().into(), url, endpoint, troubled })
     }
 
     /// How the server is treated.
@@ -222,12 +229,19 @@ impl Client {
         let mut attempt = 0;
         loop {
             let failure = match self.ask(ask) {
-                Ok(choices) => return Ok(choices),
+                Ok(choices) => {
+                    self.troubled.store(false, Ordering::Relaxed);
+                    return Ok(choices);
+                }
                 Err(failure) => failure,
             };
             attempt += 1;
             match failure.again {
                 Some(not_before) if attempt <= self.endpoint.retries && wanted() => {
+                    if !self.troubled.swap(true, Ordering::Relaxed) {
+                        let reason = format!("{}; it will be asked again", failure.reason);
+                        (self.endpoint.trouble)(&self.error(reason));
+                    }
                     std::thread::sleep(not_before.max(self.wait(ask.seed, attempt)));
                 }
                 Some(_) if attempt > 1 => {
