@@ -92,19 +92,25 @@ impl FromStr for ChunkLen {
     }
 }
 
-/// In JSON a number, or the string `inf`.
+/// In JSON a number (`5`, or `5.0` as some write it), or the string `inf`.
 impl<'de> Deserialize<'de> for ChunkLen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "must be a number or \"inf\"")]
         enum Wire {
             Number(usize),
+            Float(f64),
             Text(String),
         }
         match Wire::deserialize(deserializer)? {
             Wire::Number(number) => Ok(Self(Some(number))),
+            Wire::Float(number) if number as usize as f64 == number => {
+                Ok(Self(Some(number as usize)))
+            }
             Wire::Text(text) if text == "inf" => Ok(Self(None)),
-            Wire::Text(_) => Err(serde::de::Error::custom("must be a number or \"inf\"")),
+            Wire::Float(_) | Wire::Text(_) => {
+                Err(serde::de::Error::custom("must be a number or \"inf\""))
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //!    └┬──┘
 //!    api               requests → jobs, events → answers
 //!     ├ request, wire  what may be asked: each field honoured, or refused by its name
+//!     ├ fields, number what is taken although it says nothing; whole numbers
 //!     ├ answer         what is said: OpenAI's objects
 //!     ├ refusal        and what instead of it
 //!     └ gate           whether anybody is let in
@@ -14,9 +15,11 @@
 mod answer;
 mod api;
 mod engine;
+mod fields;
 mod gate;
 mod http;
 mod metrics;
+mod number;
 mod refusal;
 mod request;
 mod stdio;

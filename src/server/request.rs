@@ -1,11 +1,13 @@
 //! What a client may ask, read and checked once for HTTP and stdio.
 //!
-//! Every field is either honoured or refused by its name. Some fields of OpenAI's that nothing
-//! here can honour may stand with the value that means nothing, since clients send that unasked.
+//! Every field is either honoured or refused by its name, unless [`super::fields`] says that it
+//! changes no answer.
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::fields::{Field, Fields, Object, REQUEST, STREAM_OPTIONS};
+use super::number::{Count, Seed, TopK};
 use super::refusal::Refusal;
 use super::wire::{WireMessage, conversation, read};
 use crate::error::Error;
@@ -82,54 +84,49 @@ pub struct Scores {
     pub items: Vec<ScoreItem>,
 }
 
-/// All fields that a request to write can have, of both endpoints.
+/// All fields that a request to write can have and that are honoured, of both endpoints.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Body {
     model: Option<String>,
     prompt: Option<Value>,
-    messages: Option<Vec<WireMessage>>,
-    search: Option<WireSearch>,
-    max_tokens: Option<usize>,
-    max_completion_tokens: Option<usize>,
+    messages: Option<Vec<Object<WireMessage>>>,
+    search: Option<Object<WireSearch>>,
+    max_tokens: Option<Count>,
+    max_completion_tokens: Option<Count>,
     temperature: Option<f64>,
     top_p: Option<f64>,
-    top_k: Option<u32>,
-    n: Option<usize>,
-    seed: Option<u64>,
+    top_k: Option<TopK>,
+    n: Option<Count>,
+    /// Must be `n`.
+    best_of: Option<Count>,
+    seed: Option<Seed>,
     stop: Option<Stop>,
     stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    // What nothing here can honour: see `require_neutral`.
-    best_of: Option<Value>,
-    echo: Option<Value>,
-    frequency_penalty: Option<Value>,
-    logit_bias: Option<Value>,
-    logprobs: Option<Value>,
-    presence_penalty: Option<Value>,
-    response_format: Option<Value>,
-    suffix: Option<Value>,
-    tool_choice: Option<Value>,
-    tools: Option<Value>,
-    top_logprobs: Option<Value>,
+    stream_options: Option<Object<StreamOptions>>,
+}
+
+impl Fields for Body {
+    const TABLE: &'static [Field] = REQUEST;
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct WireSearch {
     method: Option<Method>,
-    beam_width: Option<usize>,
-    successors: Option<usize>,
+    beam_width: Option<Count>,
+    successors: Option<Count>,
     chunk_len: Option<ChunkLen>,
-    #[serde(default)]
-    trace: bool,
+    trace: Option<bool>,
 }
 
+impl Fields for WireSearch {}
+
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct StreamOptions {
-    #[serde(default)]
-    include_usage: bool,
+    include_usage: Option<bool>,
+}
+
+impl Fields for StreamOptions {
+    const TABLE: &'static [Field] = STREAM_OPTIONS;
 }
 
 #[derive(Deserialize)]
@@ -140,29 +137,30 @@ enum Stop {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct ScoreBody {
     model: Option<String>,
     prompt: Option<WirePrompt>,
     response: Option<String>,
     eos: Option<bool>,
-    inputs: Option<Vec<WireScore>>,
+    inputs: Option<Vec<Object<WireScore>>>,
 }
 
+impl Fields for ScoreBody {}
+
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct WireScore {
     prompt: WirePrompt,
     response: String,
-    #[serde(default)]
-    eos: bool,
+    eos: Option<bool>,
 }
+
+impl Fields for WireScore {}
 
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "must be a string or a list of {\"role\", \"content\"} messages")]
 enum WirePrompt {
     Text(String),
-    Chat(Vec<WireMessage>),
+    Chat(Vec<Object<WireMessage>>),
 }
 
 impl Generation {
@@ -174,9 +172,8 @@ impl Generation {
         defaults: &Defaults,
         limits: &Limits,
     ) -> Result<Self, Refusal> {
-        let mut body: Body = read(body)?;
+        let Object::<Body>(mut body) = read("the body", body)?;
         check_model(body.model.as_deref(), model)?;
-        require_neutral(&body)?;
         let prompts = if chat {
             absent("prompt", body.prompt.is_some(), "/v1/chat/completions")?;
             let messages = body.messages.take().ok_or_else(|| missing("messages"))?;
@@ -193,12 +190,15 @@ impl Generation {
         let source = if chat { "messages" } else { "prompt" };
         prompts.iter().try_for_each(|prompt| check_length(prompt, source, limits))?;
 
-        let search = body.search.take().unwrap_or_default();
+        let Object(search) = body.search.take().unwrap_or_default();
         let (method, shaped) = method_and_shape(&search, defaults)?;
         let settings = settings(&body, shaped, defaults, limits)?;
-        let n = body.n.unwrap_or(1);
+        let n = body.n.map_or(1, |Count(n)| n);
         if n == 0 {
             return Err(Refusal::field("n", "must be at least 1"));
+        }
+        if body.best_of.is_some_and(|Count(best_of)| best_of != n) {
+            return Err(Refusal::field("best_of", "is not supported; use `search.method` bon"));
         }
         if n.saturating_mul(prompts.len()) > limits.answers {
             let reason = format!("times the prompts must be at most {}", limits.answers);
@@ -208,6 +208,7 @@ impl Generation {
         if body.stream_options.is_some() && !stream {
             return Err(Refusal::field("stream_options", "has no meaning without `stream`"));
         }
+        let include_usage = body.stream_options.and_then(|Object(options)| options.include_usage);
         Ok(Self {
             chat,
             prompts,
@@ -215,8 +216,8 @@ impl Generation {
             settings,
             method,
             stream,
-            include_usage: body.stream_options.is_some_and(|options| options.include_usage),
-            trace: search.trace,
+            include_usage: include_usage.unwrap_or(false),
+            trace: search.trace.unwrap_or(false),
         })
     }
 }
@@ -224,7 +225,7 @@ impl Generation {
 impl Scores {
     /// A request to `/v1/score`: one `{"prompt", "response", "eos"}`, or a list of them in `inputs`.
     pub fn read(body: &[u8], model: &str, limits: &Limits) -> Result<Self, Refusal> {
-        let body: ScoreBody = read(body)?;
+        let Object::<ScoreBody>(body) = read("the body", body)?;
         check_model(body.model.as_deref(), model)?;
         let single = body.prompt.is_some() || body.response.is_some() || body.eos.is_some();
         let inputs = match (body.inputs, single) {
@@ -233,24 +234,24 @@ impl Scores {
                 return Err(Refusal::field("inputs", reason));
             }
             (Some(inputs), false) => inputs,
-            (None, _) => vec![WireScore {
+            (None, _) => vec![Object(WireScore {
                 prompt: body.prompt.ok_or_else(|| missing("prompt"))?,
                 response: body.response.ok_or_else(|| missing("response"))?,
-                eos: body.eos.unwrap_or(false),
-            }],
+                eos: body.eos,
+            })],
         };
         if !(1..=limits.answers).contains(&inputs.len()) {
             let reason = format!("must hold from 1 to {} of them", limits.answers);
             return Err(Refusal::field("inputs", reason));
         }
-        let items = inputs.into_iter().enumerate().map(|(index, input)| {
+        let items = inputs.into_iter().enumerate().map(|(index, Object(input))| {
             let source = if single { "prompt".into() } else { format!("inputs[{index}].prompt") };
             let prompt = match input.prompt {
                 WirePrompt::Text(text) => Prompt::Text(text),
                 WirePrompt::Chat(messages) => conversation(messages, &source)?,
             };
             check_length(&prompt, &source, limits)?;
-            Ok(ScoreItem { prompt, response: input.response, ended: input.eos })
+            Ok(ScoreItem { prompt, response: input.response, ended: input.eos.unwrap_or(false) })
         });
         Ok(Self { items: items.collect::<Result<_, _>>()? })
     }
@@ -270,43 +271,6 @@ fn check_model(asked: Option<&str>, served: &str) -> Result<(), Refusal> {
         Some(asked) if asked != served => Err(Refusal::unknown_model(asked, served)),
         _ => Ok(()),
     }
-}
-
-/// Refuses OpenAI's fields that nothing here can honour, unless they say nothing.
-fn require_neutral(body: &Body) -> Result<(), Refusal> {
-    let zero = |value: &Value| value.as_f64() == Some(0.0);
-    let empty = |value: &Value| match value {
-        Value::Object(map) => map.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::String(text) => text.is_empty(),
-        value => *value == Value::Bool(false),
-    };
-    let best_of = |value: &Value| value.as_u64() == Some(body.n.unwrap_or(1) as u64);
-    let text = |value: &Value| value["type"] == "text";
-    let none = |value: &Value| value == "none";
-    let logprobs = "cannot be had: the base model's log-probabilities are not kept; the guide's \
-                    are in `choices[].trimtab`";
-    let unsupported = "is not supported";
-    type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
-    let fields: [(&str, &Option<Value>, Neutral<'_>, &str); 11] = [
-        ("logprobs", &body.logprobs, &empty, logprobs),
-        ("top_logprobs", &body.top_logprobs, &zero, logprobs),
-        ("best_of", &body.best_of, &best_of, "is not supported; use `search.method` bon"),
-        ("echo", &body.echo, &empty, unsupported),
-        ("suffix", &body.suffix, &empty, unsupported),
-        ("frequency_penalty", &body.frequency_penalty, &zero, unsupported),
-        ("presence_penalty", &body.presence_penalty, &zero, unsupported),
-        ("logit_bias", &body.logit_bias, &empty, unsupported),
-        ("response_format", &body.response_format, &text, unsupported),
-        ("tools", &body.tools, &empty, unsupported),
-        ("tool_choice", &body.tool_choice, &none, unsupported),
-    ];
-    for (name, value, neutral, reason) in fields {
-        if value.as_ref().is_some_and(|value| !neutral(value)) {
-            return Err(Refusal::field(name, reason));
-        }
-    }
-    Ok(())
 }
 
 fn texts(prompt: Value) -> Result<Vec<Prompt>, Refusal> {
@@ -357,8 +321,8 @@ fn method_and_shape(search: &WireSearch, defaults: &Defaults) -> Result<(Method,
     }
     let own = if method == defaults.method { defaults.shape } else { Shape::default() };
     let shape = Shape {
-        beam_width: search.beam_width.or(own.beam_width),
-        successors: search.successors.or(own.successors),
+        beam_width: search.beam_width.map(|Count(w)| w).or(own.beam_width),
+        successors: search.successors.map(|Count(k)| k).or(own.successors),
         chunk_len: search.chunk_len.or(own.chunk_len),
     };
     let shaped = method.shape(shape).map_err(|error| {
@@ -383,7 +347,7 @@ fn settings(
             let reason = "must not stand beside `max_completion_tokens`, its other name";
             return Err(Refusal::field("max_tokens", reason));
         }
-        (one, other) => one.or(other).unwrap_or(default.max_new_tokens),
+        (one, other) => one.or(other).map_or(default.max_new_tokens, |Count(tokens)| tokens),
     };
     let stop = match &body.stop {
         None => default.stop.clone(),
@@ -406,10 +370,10 @@ fn settings(
         max_new_tokens,
         sampling: Sampling {
             temperature: body.temperature.map_or(default.sampling.temperature, |t| t as f32),
-            top_k: body.top_k.unwrap_or(default.sampling.top_k),
+            top_k: body.top_k.map_or(default.sampling.top_k, |TopK(k)| k),
             top_p: body.top_p.map_or(default.sampling.top_p, |p| p as f32),
         },
-        seed: body.seed.or(defaults.seed).unwrap_or_else(another_seed),
+        seed: body.seed.map(|Seed(seed)| seed).or(defaults.seed).unwrap_or_else(another_seed),
         stop,
         compat: default.compat,
     };

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::api::{Api, Reply};
+use super::fields::{Fields, Object};
 use super::refusal::Refusal;
 use super::wire::read;
 
@@ -24,13 +25,14 @@ const ENVELOPE: usize = 4096;
 const BUFFER: usize = 64;
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Line {
     id: Value,
     path: Option<String>,
     body: Option<Box<RawValue>>,
     cancel: Option<Value>,
 }
+
+impl Fields for Line {}
 
 /// Requests that are being answered, by their ids as JSON; dropping a sender cancels nothing,
 /// sending does.
@@ -108,7 +110,7 @@ async fn answer(
             () = output.closed() => return,
         };
         while tasks.try_join_next().is_some() {}
-        let line = line.and_then(|line| read::<Line>(&line));
+        let line = line.and_then(|line| read("the line", &line)).map(|Object(line)| line);
         let (id, request) = match line {
             Ok(Line { id, cancel: Some(other), path: None, body: None }) => {
                 let cancel = lock(&open).remove(&other.to_string());

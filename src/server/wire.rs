@@ -3,15 +3,19 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::fields::{Field, Fields, MESSAGE, Object};
 use super::refusal::Refusal;
 use crate::text::{Message, Prompt};
 
 /// One turn of a conversation.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct WireMessage {
     role: String,
     content: Content,
+}
+
+impl Fields for WireMessage {
+    const TABLE: &'static [Field] = MESSAGE;
 }
 
 #[derive(Deserialize)]
@@ -28,48 +32,58 @@ struct Part {
     text: String,
 }
 
-/// Reads a body; an error names the field by its path.
-pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    let mut json = serde_json::Deserializer::from_slice(body);
+/// Reads JSON: `what`, "the body". An error names the field by its path.
+pub fn read<T: DeserializeOwned>(what: &str, json: &[u8]) -> Result<T, Refusal> {
+    let malformed = |reason| format!("{what} is not a valid request: {reason}");
+    let mut json = serde_json::Deserializer::from_slice(json);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        let reason = error.into_inner();
-        if !reason.is_data() || path == "." {
-            return Refusal::malformed(format!("the body is not a valid request: {reason}"));
+        let error = error.into_inner();
+        if !error.is_data() {
+            return Refusal::malformed(malformed(error.to_string()));
         }
-        let reason = reason.to_string();
+        let reason = error.to_string();
         // Positions help nobody who has the field's name.
         let reason = reason.split(" at line ").next().unwrap_or_default();
-        if reason.starts_with("unknown field") {
-            Refusal::field(path, "is not a field that trimtab knows")
-        } else {
-            Refusal::field(path, format!("is wrong: {}", in_words(reason)))
+        let within = |field: &str| {
+            if path == "." { field.to_owned() } else { format!("{path}.{field}") }
+        };
+        let reason = match reason.strip_prefix("missing field `") {
+            Some(field) => {
+                return Refusal::field(within(field.trim_end_matches('`')), "is missing");
+            }
+            None => in_words(reason),
+        };
+        match &*path {
+            "." if reason.starts_with("must be") => Refusal::malformed(format!("{what} {reason}")),
+            "." => Refusal::malformed(malformed(reason)),
+            _ => Refusal::field(path, reason),
         }
     })?;
-    let rest = |error| Refusal::malformed(format!("the body is not a valid request: {error}"));
-    json.end().map_err(rest)?;
+    json.end().map_err(|error| Refusal::malformed(malformed(error.to_string())))?;
     Ok(value)
 }
 
-/// Rust's names of types are not the sender's.
+/// Goes on with a sentence that a field's name begins. What is not serde's own does so already.
 fn in_words(reason: &str) -> String {
-    let Some((found, expected)) = reason.split_once("expected ") else {
+    let own = ["invalid ", "unknown ", "duplicate "].iter().any(|word| reason.starts_with(word));
+    if !own {
         return reason.to_owned();
-    };
-    let expected = match expected {
-        "f32" | "f64" => "a number",
-        "u32" | "u64" | "usize" => "a whole number, not negative",
-        other => other,
-    };
-    format!("{found}expected {expected}")
+    }
+    // Rust's names are not the sender's.
+    match reason.split_once("expected ") {
+        Some((_, "an object")) => "must be an object".to_owned(),
+        Some((found, "f32" | "f64")) => format!("is wrong: {found}expected a number"),
+        _ => format!("is wrong: {}", reason.replace("unknown variant", "unknown value")),
+    }
 }
 
 /// A conversation that stood in the field `source`.
-pub fn conversation(messages: Vec<WireMessage>, source: &str) -> Result<Prompt, Refusal> {
+pub fn conversation(messages: Vec<Object<WireMessage>>, source: &str) -> Result<Prompt, Refusal> {
     if messages.is_empty() {
         return Err(Refusal::field(source, "must not be empty"));
     }
-    let messages = messages.into_iter().enumerate().map(|(index, message)| {
+    let messages = messages.into_iter().enumerate().map(|(index, Object(message))| {
         let content = match message.content {
             Content::Text(text) => text,
             Content::Parts(parts) => match parts.iter().find(|part| part.r#type != "text") {

@@ -1,4 +1,5 @@
-"""The openai Python client, unchanged, gets guided completions, streams, chats and errors.
+"""The openai Python client, unchanged, gets guided completions, streams, chats of several turns and
+errors.
 
 Run by .ci/run in a virtual environment with openai in it.
 """
@@ -53,6 +54,24 @@ def chats(client):
     assert "".join(pieces) == answer.choices[0].message.content
 
 
+def turns(client):
+    """An answer goes back as it came, with the next question."""
+    messages = [{"role": "user", "content": PROMPT}]
+    ask = {"model": "base", "max_completion_tokens": 20, "seed": 3}
+    for question in ("And then?", "And in the end?"):
+        answer = client.chat.completions.create(**ask, messages=messages).choices[0].message
+        messages += [answer.model_dump(), {"role": "user", "content": question, "name": "bob"}]
+    last = client.chat.completions.create(
+        **ask, messages=messages, user="bob", store=False, metadata={"run": "1"},
+        service_tier="auto", parallel_tool_calls=False, stream=True,
+        stream_options={"include_usage": True, "include_obfuscation": False},
+    )
+    bare = [{"role": message["role"], "content": message["content"]} for message in messages]
+    expected = client.chat.completions.create(**ask, messages=bare).choices[0].message.content
+    events = [event.choices[0].delta.content or "" for event in last if event.choices]
+    assert len(messages) == 5 and "".join(events) == expected
+
+
 def errors(client, url):
     def refused(kind, param, **request):
         try:
@@ -94,9 +113,10 @@ def main():
         assert client.models.retrieve("base").owned_by == "trimtab"
         completions(client)
         chats(client)
+        turns(client)
         errors(client, url)
         asyncio.run(together(url))
-    print(f"openai {openai.__version__}: completions, streams, chats, errors and 16 at once")
+    print(f"openai {openai.__version__}: completions, streams, chats, turns, errors and 16 at once")
 
 
 main()

@@ -28,11 +28,15 @@ fn bad_fields_are_refused_by_name() {
         ("temperature", json!(1e300), "from 0 upwards"),
         ("top_p", json!(0), "above 0"),
         ("top_p", json!(1.1), "at most 1"),
-        ("top_k", json!(-1), "is wrong"),
+        ("max_tokens", json!(5.5), "expected a whole number, not negative"),
+        ("max_tokens", json!(1e300), "expected a whole number, not negative"),
+        ("top_k", json!(-2), "or -1 for all tokens"),
+        ("top_k", json!(1_u64 << 32), "is wrong"),
         ("n", json!(0), "at least 1"),
         ("n", json!(129), "at most 128"),
-        ("seed", json!(-1), "is wrong"),
         ("seed", json!(1.5), "is wrong"),
+        ("seed", json!(1e19), "at most 64 bits"),
+        ("seed", json!("me"), "is wrong"),
         ("stop", json!(""), "must not be empty"),
         ("stop", json!(7), "string or a list"),
         ("stop", json!(vec!["x"; 17]), "at most 16"),
@@ -49,7 +53,14 @@ fn bad_fields_are_refused_by_name() {
         ("response_format", json!({ "type": "json_object" }), "not supported"),
         ("tools", json!([{}]), "not supported"),
         ("tool_choice", json!("auto"), "not supported"),
-        ("user", json!("me"), "not a field"),
+        ("functions", json!([{}]), "not supported"),
+        ("modalities", json!(["text", "audio"]), "not supported"),
+        ("audio", json!({}), "not supported"),
+        ("ignore_eos", json!(true), "not supported"),
+        ("min_p", json!(0.1), "not supported"),
+        ("repetition_penalty", json!(1.1), "not supported"),
+        ("search", json!(5), "`search` must be an object"),
+        ("search", json!([]), "`search` must be an object"),
     ] {
         let mut body = json!({ "prompt": "The film" });
         body[field] = value;
@@ -61,13 +72,15 @@ fn bad_fields_are_refused_by_name() {
     }
     for (field, value, part) in [
         ("width", json!(2), "not a field"),
-        ("method", json!("magic"), "is wrong"),
+        ("method", json!("magic"), "unknown value `magic`"),
         ("method", json!("eft"), "--method eft"),
         ("beam_width", json!(0), "at least 1"),
         ("beam_width", json!(65), "at most 256"),
         ("successors", json!(0), "at least 1"),
         ("chunk_len", json!(0), "at least 1"),
-        ("chunk_len", json!("long"), "number or \"inf\""),
+        ("chunk_len", json!("long"), "must be a number or \"inf\""),
+        ("chunk_len", json!(2.5), "must be a number or \"inf\""),
+        ("chunk_len", json!(-2.0), "must be a number or \"inf\""),
         ("trace", json!(1), "is wrong"),
     ] {
         let mut body = json!({ "prompt": "The film", "search": {} });
@@ -97,23 +110,171 @@ fn bad_fields_are_refused_by_name() {
         assert_eq!(answer.status, 400, "{}", String::from_utf8_lossy(body));
         assert_eq!(answer.json()["error"]["type"], "invalid_request_error");
     }
+    for body in ["[]", "null", "5", "\"x\""] {
+        let answer = server.post_bytes("/v1/completions", body.as_bytes());
+        assert_eq!(answer.message(), "the body must be an object", "{body}");
+    }
     // And after all that, the server is as it was.
     server.complete(&json!({ "prompt": "The film" }));
 }
 
-/// Goal: values that say nothing are taken, since clients send them unasked.
+/// Goal: values that say nothing are taken, since clients send them unasked, and so is what only
+/// labels or routes a request; the README names all of the latter.
 #[test]
 fn fields_that_say_nothing_are_taken() {
     let server = Server::start(&[]);
-    let plain = json!({ "prompt": "The film", "seed": 1 });
-    let full = json!({
-        "prompt": "The film", "seed": 1, "model": "base", "n": 1, "stream": false, "stop": null,
-        "max_tokens": null, "temperature": null, "top_p": 1, "logprobs": null, "echo": false,
-        "suffix": null, "best_of": 1, "frequency_penalty": 0, "presence_penalty": 0.0,
-        "logit_bias": {}, "search": null, "stream_options": null, "tools": [], "tool_choice": "none",
-        "response_format": { "type": "text" }, "top_logprobs": 0,
-    });
-    assert_eq!(server.complete(&plain)["choices"], server.complete(&full)["choices"]);
+    let plain = server.complete(&json!({ "prompt": "The film", "seed": 1 }))["choices"].clone();
+    let with = |field: &str, value: &Value| {
+        let mut body = json!({ "prompt": "The film", "seed": 1 });
+        body[field] = value.clone();
+        assert_eq!(server.complete(&body)["choices"], plain, "{field}: {value}");
+    };
+    let readme = include_str!("../../README.md");
+    for label in [
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "priority",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    ] {
+        for value in [json!(null), json!("me"), json!(true), json!({ "a": [1] })] {
+            with(label, &value);
+        }
+        assert!(readme.contains(&format!("`{label}`")), "the README does not name {label}");
+    }
+    for (field, value) in [
+        ("add_generation_prompt", json!(true)),
+        ("bad_words", json!([])),
+        ("best_of", json!(1)),
+        ("continue_final_message", json!(false)),
+        ("echo", json!(false)),
+        ("frequency_penalty", json!(0)),
+        ("function_call", json!("none")),
+        ("functions", json!([])),
+        ("ignore_eos", json!(false)),
+        ("include_stop_str_in_output", json!(false)),
+        ("length_penalty", json!(1)),
+        ("logit_bias", json!({})),
+        ("logprobs", json!(false)),
+        ("min_p", json!(0)),
+        ("min_tokens", json!(0)),
+        ("modalities", json!(["text"])),
+        ("model", json!("base")),
+        ("n", json!(1)),
+        ("presence_penalty", json!(0.0)),
+        ("reasoning_effort", json!("none")),
+        ("repetition_penalty", json!(1.0)),
+        ("response_format", json!({ "type": "text" })),
+        ("search", json!({ "trace": null, "method": null, "chunk_len": null })),
+        ("skip_special_tokens", json!(true)),
+        ("stop_token_ids", json!([])),
+        ("stream", json!(false)),
+        ("suffix", json!("")),
+        ("tool_choice", json!("none")),
+        ("tools", json!([])),
+        ("top_logprobs", json!(0)),
+        ("top_p", json!(1)),
+        ("use_beam_search", json!(false)),
+        ("verbosity", json!("medium")),
+    ] {
+        with(field, &value);
+        with(field, &Value::Null);
+    }
+    for field in [
+        "audio",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "prompt_logprobs",
+        "stop",
+        "stream_options",
+        "temperature",
+        "top_k",
+        "web_search_options",
+    ] {
+        with(field, &Value::Null);
+    }
+    for options in [
+        json!({ "include_usage": null, "include_obfuscation": false }),
+        json!({ "include_obfuscation": null, "continuous_usage_stats": false }),
+    ] {
+        let body = json!({ "prompt": "The film", "stream": true, "stream_options": options });
+        assert!(!server.post("/v1/completions", &body).events().is_empty());
+    }
+    let obfuscated =
+        json!({ "prompt": "x", "stream": true, "stream_options": { "include_obfuscation": true } });
+    let answer = server.post("/v1/completions", &obfuscated);
+    assert_eq!(answer.param(), json!("stream_options.include_obfuscation"), "{}", answer.text());
+}
+
+/// Goal: an assistant's message goes back as the official client dumps it, with all that an answer
+/// can carry and this one does not; what it could carry that changes the conversation is refused.
+#[test]
+fn answers_go_back_as_messages() {
+    let (_folder, models) = chat_models();
+    let server = Server::start_with(&models, &[]);
+    let ask = |assistant: &Value| {
+        let user = json!({ "role": "user", "content": "The film", "name": "bob" });
+        let body = json!({ "messages": [user, assistant, user], "seed": 1, "max_tokens": 5 });
+        server.post("/v1/chat/completions", &body)
+    };
+    let bare = ask(&json!({ "role": "assistant", "content": "is" })).json()["choices"].clone();
+    for empty in [json!(null), json!([])] {
+        let answer = ask(&json!({
+            "role": "assistant", "content": "is", "refusal": null, "annotations": empty,
+            "audio": null, "function_call": null, "tool_calls": empty, "reasoning_content": null,
+        }));
+        assert_eq!((answer.status, &answer.json()["choices"]), (200, &bare), "{}", answer.text());
+    }
+    for (field, value) in [
+        ("refusal", json!("I will not")),
+        ("tool_calls", json!([{}])),
+        ("function_call", json!({})),
+        ("audio", json!({})),
+        ("tool_call_id", json!("7")),
+        ("weight", json!(null)),
+        ("content", json!(null)),
+    ] {
+        let mut message = json!({ "role": "assistant", "content": "is" });
+        message[field] = value;
+        let answer = ask(&message);
+        let param = json!(format!("messages[1].{field}"));
+        assert_eq!((answer.status, answer.param()), (400, param), "{}", answer.text());
+    }
+}
+
+/// Goal: numbers come as clients write them: whole ones as floats, all tokens as −1, seeds with a
+/// sign.
+#[test]
+fn numbers_come_as_clients_write_them() {
+    let server = Server::start(&[]);
+    for (field, one, other) in [
+        ("max_tokens", json!(5.0), json!(5)),
+        ("seed", json!(7.0), json!(7)),
+        ("seed", json!(-1), json!(u64::MAX)),
+        ("seed", json!(i64::MIN), json!(1_u64 << 63)),
+        ("n", json!(2.0), json!(2)),
+        ("top_k", json!(3.0), json!(3)),
+        ("top_k", json!(-1), json!(0)),
+        (
+            "search",
+            json!({ "beam_width": 2.0, "successors": 3.0, "chunk_len": 4.0 }),
+            json!({ "beam_width": 2, "successors": 3, "chunk_len": 4 }),
+        ),
+    ] {
+        let choices = |value: &Value| {
+            let mut body = json!({ "prompt": "The film", "seed": 1, "max_tokens": 9 });
+            body[field] = value.clone();
+            server.complete(&body)["choices"].clone()
+        };
+        assert_eq!(choices(&one), choices(&other), "{field}: {one}");
+    }
 }
 
 /// Goal: chats and scores are checked as completions are.
@@ -126,10 +287,11 @@ fn bad_chats_and_scores_are_refused_by_name() {
         (json!({ "prompt": "x", "messages": [user] }), "prompt"),
         (json!({ "messages": [] }), "messages"),
         (json!({ "messages": "x" }), "messages"),
-        (json!({ "messages": [{ "role": "user" }] }), "messages[0]"),
+        (json!({ "messages": [{ "role": "user" }] }), "messages[0].content"),
+        (json!({ "messages": ["x"] }), "messages[0]"),
         (
-            json!({ "messages": [{ "role": "user", "content": "x", "name": "y" }] }),
-            "messages[0].name",
+            json!({ "messages": [{ "role": "user", "content": "x", "voice": "y" }] }),
+            "messages[0].voice",
         ),
         (json!({ "messages": [{ "role": "user", "content": 5 }] }), "messages[0].content"),
         (
@@ -152,6 +314,8 @@ fn bad_chats_and_scores_are_refused_by_name() {
         (json!({ "inputs": vec![&pair; 129] }), "inputs"),
         (json!({ "inputs": [pair], "prompt": "x" }), "inputs"),
         (json!({ "inputs": [pair, { "prompt": 1, "response": "x" }] }), "inputs[1].prompt"),
+        (json!({ "inputs": [{ "prompt": "x" }] }), "inputs[0].response"),
+        (json!({ "inputs": [{ "prompt": "x", "response": "y", "user": "z" }] }), "inputs[0].user"),
         (
             json!({ "inputs": [pair, { "prompt": "word ".repeat(200), "response": "x" }] }),
             "inputs[1].prompt",

@@ -1,0 +1,83 @@
+//! Numbers of a request that must be whole: `5`, or `5.0` as some clients write it.
+
+use std::fmt;
+
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// How many.
+#[derive(Clone, Copy)]
+pub struct Count(pub usize);
+
+/// A seed; a negative one is taken by its bits, so that −1 is 2^64 − 1.
+#[derive(Clone, Copy)]
+pub struct Seed(pub u64);
+
+/// How many tokens to draw from; 0 and −1 are all.
+#[derive(Clone, Copy)]
+pub struct TopK(pub u32);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        let whole =
+            Whole { least: 0, most: usize::MAX as i128, name: "a whole number, not negative" };
+        Ok(Self(json.deserialize_any(whole)? as usize))
+    }
+}
+
+impl<'de> Deserialize<'de> for Seed {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        let (least, most) = (i64::MIN.into(), u64::MAX.into());
+        let whole = Whole { least, most, name: "a whole number of at most 64 bits" };
+        Ok(Self(json.deserialize_any(whole)? as u64))
+    }
+}
+
+impl<'de> Deserialize<'de> for TopK {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        let name = "a whole number, or -1 for all tokens";
+        let whole = Whole { least: -1, most: u32::MAX.into(), name };
+        Ok(Self(json.deserialize_any(whole)?.max(0) as u32))
+    }
+}
+
+/// Reads a whole number within bounds.
+struct Whole {
+    least: i128,
+    most: i128,
+    name: &'static str,
+}
+
+impl Whole {
+    fn bounded<E: Error>(&self, number: i128, found: Unexpected<'_>) -> Result<i128, E> {
+        let within = (self.least..=self.most).contains(&number);
+        if within { Ok(number) } else { Err(E::invalid_value(found, self)) }
+    }
+}
+
+impl Visitor<'_> for Whole {
+    type Value = i128;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<i128, E> {
+        self.bounded(number.into(), Unexpected::Unsigned(number))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<i128, E> {
+        self.bounded(number.into(), Unexpected::Signed(number))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<i128, E> {
+        // Beyond 2^53 a float does not say which whole number was meant.
+        let exact = number.fract() == 0.0 && number.abs() <= (1_u64 << f64::MANTISSA_DIGITS) as f64;
+        let found = Unexpected::Float(number);
+        if exact {
+            self.bounded(number as i128, found)
+        } else {
+            Err(E::invalid_value(found, &self))
+        }
+    }
+}
