@@ -58,6 +58,11 @@ const STREAM_BUFFER: usize = 16;
 /// What Prometheus calls its format.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Whether a request to `path` has a body.
+pub fn takes_body(path: &str) -> bool {
+    matches!(path, "/v1/completions" | "/v1/chat/completions" | "/v1/score")
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

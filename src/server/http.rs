@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
-use super::api::{Api, Reply};
+use super::api::{Api, Reply, takes_body};
 use super::refusal::Refusal;
 
 /// Threads that talk to clients; the searches have their own.
@@ -214,7 +214,7 @@ async fn reply(site: &Site, request: Request) -> Result<Reply, Refusal> {
     {
         return Err(Refusal::unauthorized());
     }
-    let takes_body = matches!(&*path, "/v1/completions" | "/v1/chat/completions" | "/v1/score");
+    let takes_body = takes_body(&path);
     match *request.method() {
         Method::GET | Method::HEAD if !takes_body => api.get(&path),
         Method::POST if takes_body => {
@@ -254,7 +254,7 @@ async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
             break;
         }
     }
-    if len > limit { Err(Refusal::too_large(limit)) } else { Ok(bytes) }
+    if len > limit { Err(Refusal::too_large("the request's body", limit)) } else { Ok(bytes) }
 }
 
 fn json(status: StatusCode, value: &Value) -> Response {

@@ -68,9 +68,9 @@ impl Refusal {
         Self::new(408, "invalid_request_error", "the request's body took too long to arrive")
     }
 
-    /// 413
-    pub fn too_large(limit: usize) -> Self {
-        let message = format!("the request's body is larger than {limit} bytes");
+    /// 413: `what`, "the request's body".
+    pub fn too_large(what: &str, limit: usize) -> Self {
+        let message = format!("{what} is larger than {limit} bytes");
         Self::new(413, "invalid_request_error", message)
     }
 

@@ -3,7 +3,8 @@
 //! A line `{"id": …, "path": "/v1/completions", "body": {…}}` is answered by
 //! `{"id": …, "status": 200, "body": {…}}`, in whatever order answers are ready. A stream's events
 //! come as `{"id": …, "event": {…}}`, and `{"id": …, "status": 200}` ends it. A line
-//! `{"id": …, "cancel": ID}` cancels. Whatever is wrong with a line is said in a line.
+//! `{"id": …, "cancel": ID}` cancels. Whatever is wrong with a line is said in a line: with its id
+//! if it is an object that has one, and with its number.
 
 use std::collections::HashMap;
 use std::io::{BufRead, Read, Write};
@@ -14,7 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::api::{Api, Reply};
+use super::api::{Api, Reply, takes_body};
 use super::fields::{Fields, Object};
 use super::refusal::Refusal;
 use super::wire::read;
@@ -68,7 +69,7 @@ fn read_lines(limit: usize, lines: &mpsc::Sender<(usize, Result<Vec<u8>, Refusal
         }
         let line = if line.last() != Some(&b'\n') && line.len() > limit {
             let _ = input.skip_until(b'\n');
-            Err(Refusal::too_large(limit))
+            Err(Refusal::too_large("the line", limit))
         } else if line.trim_ascii().is_empty() {
             continue;
         } else {
@@ -110,8 +111,10 @@ async fn answer(
             () = output.closed() => return,
         };
         while tasks.try_join_next().is_some() {}
-        let line = line.and_then(|line| read("the line", &line)).map(|Object(line)| line);
-        let (id, request) = match line {
+        let line = line
+            .map_err(|refusal| (Value::Null, refusal))
+            .and_then(|line| read("the line", &line).map_err(|refusal| (id_of(&line), refusal)));
+        let (id, request) = match line.map(|Object(line)| line) {
             Ok(Line { id, cancel: Some(other), path: None, body: None }) => {
                 let cancel = lock(&open).remove(&other.to_string());
                 let cancelled = cancel.is_some_and(|cancel| cancel.send(()).is_ok());
@@ -124,7 +127,7 @@ async fn answer(
             }
             Ok(Line { id, path: None, .. }) => (id, Err(Refusal::field("path", "is missing"))),
             Ok(Line { id, path: Some(path), body, .. }) => (id, Ok((path, body))),
-            Err(refusal) => (Value::Null, Err(refusal)),
+            Err((id, refusal)) => (id, Err(refusal)),
         };
         let (path, body) = match request {
             Ok(request) => request,
@@ -160,6 +163,12 @@ async fn answer(
     while tasks.join_next().await.is_some() {}
 }
 
+/// The id of a line that has one, whatever else is wrong with it.
+fn id_of(line: &[u8]) -> Value {
+    let line = serde_json::from_slice::<Value>(line).ok();
+    line.and_then(|mut line| line.get_mut("id").map(Value::take)).unwrap_or_default()
+}
+
 fn lock(open: &Open) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<()>>> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -177,8 +186,12 @@ async fn request_of(
     output: &mpsc::Sender<Value>,
 ) -> Value {
     let reply = match body {
-        Some(body) => api.post(path, body.get().as_bytes()).await,
+        Some(body) if takes_body(path) => api.post(path, body.get().as_bytes()).await,
+        None if takes_body(path) => Err(Refusal::field("body", "is missing")),
         None => api.get(path),
+        Some(_) => api.get(path).and_then(|_| {
+            Err(Refusal::field("body", format!("must be left out: {path} takes none")))
+        }),
     };
     match reply {
         Ok(Reply::Json(body)) => json!({ "id": id, "status": 200, "body": body }),

@@ -74,7 +74,9 @@ fn bad_lines_get_error_lines() {
     let cases = [
         ("{", 400, json!(null)),
         ("\u{feff}{}", 400, json!(null)),
-        ("{}", 400, json!(null)),
+        ("{}", 400, json!("id")),
+        ("[]", 400, json!(null)),
+        ("\"x\"", 400, json!(null)),
         ("{\"id\":1}", 400, json!("path")),
         (
             "{\"id\":2,\"path\":\"/v1/completions\",\"body\":{\"prompt\":\"x\",\"n\":0}}",
@@ -90,6 +92,11 @@ fn bad_lines_get_error_lines() {
         ("{\"id\":5,\"path\":\"/v1/nothing\"}", 404, json!(null)),
         ("{\"id\":6,\"path\":\"/health\",\"cancel\":1}", 400, json!("cancel")),
         ("{\"id\":7,\"path\":\"/health\",\"more\":1}", 400, json!("more")),
+        ("{\"more\":1,\"id\":[8],\"path\":\"/health\"}", 400, json!("more")),
+        ("{\"id\":\"path\",\"path\":3}", 400, json!("path")),
+        ("{\"id\":\"f\",\"path\":\"/v1/completions\"}", 400, json!("body")),
+        ("{\"id\":\"g\",\"path\":\"/v1/completions\",\"body\":null}", 400, json!("body")),
+        ("{\"id\":\"h\",\"path\":\"/health\",\"body\":{}}", 400, json!("body")),
         (huge.as_str(), 413, json!(null)),
     ];
     let mut input = String::new();
@@ -101,18 +108,26 @@ fn bad_lines_get_error_lines() {
     assert_eq!((code, lines.len()), (Some(0), cases.len() + 1));
     for (index, (line, status, param)) in cases.iter().enumerate() {
         let shown = &line[..line.len().min(60)];
-        let id =
-            serde_json::from_str::<Value>(line).ok().map_or(json!(null), |line| line["id"].clone());
+        // Nobody reads a line that is too long.
+        let readable = serde_json::from_str::<Value>(line).ok().filter(|_| *status != 413);
+        let id = readable.map_or(json!(null), |line| line["id"].clone());
         let number = 2 * index + 1;
         let mut answers = lines.iter().filter(|answer| {
-            // Lines that could be read far enough are known by their ids, the others by number.
-            answer["line"] == number || !id.is_null() && answer["id"] == id
+            // Lines that are objects with an id are known by it, the others by number.
+            if id.is_null() { answer["line"] == number } else { answer["id"] == id }
         });
         let answer = answers.next().unwrap_or_else(|| panic!("no answer to {shown}: {lines:#?}"));
         assert_eq!(&answer["status"], status, "{shown}");
         assert_eq!(&answer["body"]["error"]["param"], param, "{shown}");
     }
     assert_eq!(of(&lines, json!("good"))[0]["status"], 200);
+    let said = |number: usize| {
+        let line = lines.iter().find(|line| line["line"] == number).unwrap();
+        line["body"]["error"]["message"].as_str().unwrap()
+    };
+    assert!(said(1).starts_with("the line is not a valid request: EOF"), "{}", said(1));
+    assert_eq!(said(7), "the line must be an object");
+    assert_eq!(said(2 * cases.len() - 1), "the line is larger than 8192 bytes");
 }
 
 /// Goal: a request can be cancelled, its id is taken while it runs, and nobody is answered twice.
