@@ -72,6 +72,27 @@ pub enum Error {
         reason: String,
     },
 
+    /// A conversation, or `--chat`, needs a chat template, and a model has none.
+    #[error(
+        "{}: has no chat template (neither chat_template.jinja nor chat_template in \
+         tokenizer_config.json); add one, or leave out --chat and write the format with \
+         --base-template and --guide-template",
+        folder.display()
+    )]
+    NoChatTemplate {
+        /// The model's folder.
+        folder: PathBuf,
+    },
+
+    /// One of the models cannot read a prompt.
+    #[error("{error}")]
+    Unreadable {
+        /// "base" or "guide".
+        model: &'static str,
+        /// Why: an error of its template or its tokenizer.
+        error: Box<Error>,
+    },
+
     /// A command-line flag, or a request's field of the same name, has a value that cannot work.
     #[error("{flag} {reason}")]
     Flag {
@@ -236,6 +257,11 @@ impl Error {
     ) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { action, path, source }
+    }
+
+    /// An [`Error::Unreadable`] for `map_err`.
+    pub fn unreadable(model: &'static str) -> impl FnOnce(Error) -> Error {
+        move |error| Error::Unreadable { model, error: Box::new(error) }
     }
 
     /// An [`Error::Flag`].

@@ -89,6 +89,9 @@ impl Server {
         let format = match &self.tokenizer {
             Some(folder) => {
                 let tokenizer = Arc::new(Tokenizer::open(folder)?);
+                if chat {
+                    tokenizer.require_chat_template()?;
+                }
                 let format = PromptFormat { tokenizer, template, chat, bos };
                 RemoteFormat::Model { format, ids: self.ids }
             }

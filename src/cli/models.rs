@@ -185,6 +185,14 @@ impl Described {
         self.folder.display().to_string()
     }
 
+    /// Refuses flags with which it could read no prompt.
+    fn check(&self, chat: bool, bos: Bos) -> Result<()> {
+        if chat {
+            self.tokenizer.require_chat_template()?;
+        }
+        self.tokenizer.encode("", bos).map(drop)
+    }
+
     /// Tokens that end this model's texts.
     pub fn eos(&self) -> Vec<u32> {
         if self.config.eos.is_empty() {
@@ -268,6 +276,8 @@ pub fn load<B: Backend>(
             require_same_vocabulary(base, &pair.tuned, advice)?;
         }
     }
+    let prompted = base.folder().into_iter().chain(pairs.iter().map(|pair| &pair.tuned));
+    prompted.into_iter().try_for_each(|model| model.check(chat, bos))?;
     let contexts = pairs.iter().flat_map(|pair| [&pair.tuned, &pair.untuned]).chain(base.folder());
     let context = contexts.map(|model| model.config.context).max().unwrap_or(0);
     // Text that another tokenizer reads may need more pages.

@@ -98,6 +98,7 @@ impl BackendArgs {
             ("--timeout", self.timeout as usize),
         ];
         require_at_least_one(&at_least_one)?;
+        self.require_own_limits(settings)?;
         Ok(Options {
             model: self.model_name.clone().unwrap_or_else(|| self.base.name()),
             defaults: Defaults {
@@ -117,6 +118,28 @@ impl BackendArgs {
             queue: self.queue,
             timeout: Duration::from_secs(self.timeout),
         })
+    }
+
+    /// Refuses limits that a request exceeds by saying nothing.
+    fn require_own_limits(&self, settings: &Settings) -> Result<()> {
+        let Settings { beam_width, successors, max_new_tokens, .. } = *settings;
+        let candidates = beam_width * successors;
+        let product = format!("--beam-width times --successors, {beam_width} times {successors}");
+        let limits = [
+            ("--max-tokens", self.max_tokens, "--max-new-tokens", max_new_tokens),
+            ("--max-candidates", self.max_candidates, &product, candidates),
+            ("--queue", self.queue, &product, candidates),
+        ];
+        match limits.into_iter().find(|(_, limit, _, default)| limit < default) {
+            None => Ok(()),
+            Some((flag, limit, flags, default)) => {
+                let reason = format!(
+                    "{limit} is less than what a request gets that does not say otherwise: {default} \
+                     ({flags}); raise the one or lower the other"
+                );
+                Err(Error::flag(flag, reason))
+            }
+        }
     }
 
     /// What each of the searches in flight may need: enough for all of them as the flags have it,

@@ -310,8 +310,9 @@ impl<B: Backend> Guide for PairGuide<B> {
             .pairs
             .iter()
             .map(|weighted| {
-                let text = weighted.format.render(prompt)?;
-                let tokens = weighted.format.encode(&text)?;
+                let unreadable = || Error::unreadable("guide");
+                let text = weighted.format.render(prompt).map_err(unreadable())?;
+                let tokens = weighted.format.encode(&text).map_err(unreadable())?;
                 let (context, vocab) = {
                     let pair = weighted.pair();
                     (pair.context(), pair.tuned.config().vocab)

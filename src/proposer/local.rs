@@ -251,7 +251,8 @@ impl<B: Backend> Proposer for LocalProposer<B> {
         let tokens = formats
             .enumerate()
             .map(|(index, format)| {
-                let tokens = format.encode(&format.render(prompt)?)?;
+                let read = format.render(prompt).and_then(|text| format.encode(&text));
+                let tokens = read.map_err(Error::unreadable(Self::model_name(index)))?;
                 if tokens.is_empty() {
                     return Err(Error::EmptyPrompt { model: Self::model_name(index) });
                 }

@@ -112,6 +112,10 @@ impl Refusal {
     pub fn from_engine(error: &Error, source: &str) -> Self {
         let message = error.to_string();
         match error {
+            // The base model is on another server, which takes texts alone.
+            Error::Flag { flag, .. } if flag == "--base-tokenizer" => {
+                Self { message: no_chat_template("base", source), ..Self::field(source, "") }
+            }
             Error::Flag { flag, reason } => {
                 Self::field(field_of(flag), reason.replace("--successors", "search.successors"))
             }
@@ -131,10 +135,23 @@ impl Refusal {
                 );
                 Self::field("search", reason)
             }
-            Error::EmptyPrompt { .. } | Error::Template { .. } | Error::Tokenizer { .. } => {
+            Error::EmptyPrompt { model } => {
+                Self::field(source, format!("is empty for the {model} model: give it text"))
+            }
+            Error::Unreadable { model, error } => {
+                // Paths and flags are the server's business.
+                let message = match &**error {
+                    Error::NoChatTemplate { .. } => no_chat_template(model, source),
+                    Error::Template { reason, .. } => {
+                        format!("the {model} model's {}", reason.trim_start_matches("the "))
+                    }
+                    Error::Tokenizer { reason, .. } => {
+                        format!("the {model} model's tokenizer {reason}")
+                    }
+                    _ => return Self::internal(format!("the {model} model reads no prompts")),
+                };
                 Self { message, ..Self::field(source, "") }
             }
-            Error::VocabularyMismatch { .. } => Self { message, ..Self::field(source, "") },
             _ => Self::internal(message),
         }
     }
@@ -150,6 +167,17 @@ impl Refusal {
             }
         })
     }
+}
+
+/// What to do about a conversation that a model cannot read, which stood in the field `source`.
+fn no_chat_template(model: &str, source: &str) -> String {
+    let instead = if source == "messages" {
+        "use /v1/completions, whose prompts the server puts into a format if it is started with \
+         --base-template and --guide-template"
+    } else {
+        "give the prompt as text"
+    };
+    format!("the {model} model has no chat template, which messages need; {instead}")
 }
 
 /// The request's field that a flag of the command line is called.

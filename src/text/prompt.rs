@@ -75,7 +75,7 @@ impl PromptFormat {
     /// The whole text that the model reads.
     ///
     /// # Errors
-    /// [`Error::Template`] when a chat template is needed and there is none, or when it fails.
+    /// [`Error::NoChatTemplate`] when one is needed, [`Error::Template`] when it fails.
     pub fn render(&self, prompt: &Prompt) -> Result<String> {
         match prompt {
             Prompt::Text(text) => {
@@ -99,13 +99,7 @@ impl PromptFormat {
     }
 
     fn render_chat(&self, messages: &[Message]) -> Result<String> {
-        let template = self.tokenizer.chat_template().ok_or_else(|| Error::Template {
-            what: self.tokenizer.folder().display().to_string(),
-            reason: "has no chat template (neither chat_template.jinja nor chat_template in \
-                     tokenizer_config.json); add one, or leave out --chat and write the format \
-                     with --base-template and --guide-template"
-                .into(),
-        })?;
+        let template = self.tokenizer.require_chat_template()?;
         template.render(messages)
     }
 }

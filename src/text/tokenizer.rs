@@ -332,6 +332,15 @@ impl Tokenizer {
         self.chat_template.as_ref()
     }
 
+    /// The same where it is needed.
+    ///
+    /// # Errors
+    /// [`Error::NoChatTemplate`]
+    pub fn require_chat_template(&self) -> Result<&ChatTemplate> {
+        let missing = || Error::NoChatTemplate { folder: self.folder.clone() };
+        self.chat_template().ok_or_else(missing)
+    }
+
     /// The model's rules. The library shows them only as JSON, in one form whatever the file's.
     fn rules(&self) -> Rules {
         let mut model = serde_json::to_value(self.inner.get_model()).unwrap_or_default();

@@ -328,6 +328,54 @@ fn bad_chats_and_scores_are_refused_by_name() {
     }
 }
 
+/// Goal: who asks is told what is wrong with the request, in words of the request: no paths of the
+/// server's, no flags that only its owner could set differently.
+#[test]
+fn errors_are_for_who_asks() {
+    let server = Server::start(&[]);
+    let user = json!([{ "role": "user", "content": "x" }]);
+    let (_folder, models) = chat_models();
+    let picky = Path::new(&models[1]).join("chat_template.jinja");
+    std::fs::write(picky, "{{ raise_exception('roles must alternate') }}").unwrap();
+    let strict = Server::start_with(&models, &[]);
+    for (server, path, body, param, message) in [
+        (
+            &server,
+            "/v1/chat/completions",
+            json!({ "messages": user }),
+            "messages",
+            "the base model has no chat template, which messages need; use /v1/completions, whose \
+             prompts the server puts into a format if it is started with --base-template and \
+             --guide-template",
+        ),
+        (
+            &server,
+            "/v1/score",
+            json!({ "prompt": user, "response": "y" }),
+            "prompt",
+            "the guide model has no chat template, which messages need; give the prompt as text",
+        ),
+        (
+            &strict,
+            "/v1/chat/completions",
+            json!({ "messages": user }),
+            "messages",
+            "the base model's chat template failed: roles must alternate (line 1)",
+        ),
+        (
+            &server,
+            "/v1/completions",
+            json!({ "prompt": "" }),
+            "prompt",
+            "`prompt` is empty for the base model: give it text",
+        ),
+    ] {
+        let answer = server.post(path, &body);
+        assert_eq!((answer.status, answer.param()), (400, json!(param)), "{}", answer.text());
+        assert_eq!(answer.message(), message);
+    }
+}
+
 /// Goal: keys, paths, methods, types and sizes have their own statuses.
 #[test]
 fn each_refusal_has_its_status() {
@@ -375,13 +423,20 @@ fn bad_flags_are_refused() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for (flags, part) in [
-        (["--port", &port], "cannot listen"),
-        (["--queue", "0"], "--queue must be at least 1"),
-        (["--timeout", "0"], "--timeout must be at least 1"),
-        (["--max-connections", "0"], "--max-connections must be at least 1"),
-        (["--api-key", ""], "--api-key must not be empty"),
-        (["--host", "nowhere"], "--host"),
-        (["--chunk-len", "0"], "--chunk-len must be at least 1"),
+        (&["--port", &port][..], "cannot listen"),
+        (&["--queue", "0"], "--queue must be at least 1"),
+        (&["--timeout", "0"], "--timeout must be at least 1"),
+        (&["--max-connections", "0"], "--max-connections must be at least 1"),
+        (&["--api-key", ""], "--api-key must not be empty"),
+        (&["--host", "nowhere"], "--host"),
+        (&["--chunk-len", "0"], "--chunk-len must be at least 1"),
+        (&["--chat"], "has no chat template"),
+        // What a request gets that does not say otherwise must not be refused.
+        (&["--max-tokens", "20", "--max-new-tokens", "21"], "--max-tokens 20 is less than"),
+        (&["--max-tokens", "20", "--max-new-tokens", "21"], "21 (--max-new-tokens)"),
+        (&["--max-candidates", "15"], "--max-candidates 15 is less than"),
+        (&["--max-candidates", "15"], "16 (--beam-width times --successors, 4 times 4)"),
+        (&["--queue", "9", "--method", "bon", "-k", "10"], "--queue 9 is less than"),
     ] {
         let output = trimtab().arg("serve").args(models()).args(flags).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);

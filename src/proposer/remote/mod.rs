@@ -140,9 +140,9 @@ impl Proposer for RemoteProposer {
                 return Err(Error::flag("--base-tokenizer", reason));
             }
             (RemoteFormat::Model { format, .. }, prompt) => {
-                let text = format.render(prompt)?;
-                let tokens = format.encode(&text)?.len();
-                (text, Some(tokens))
+                let text = format.render(prompt).map_err(Error::unreadable("base"))?;
+                let tokens = format.encode(&text).map_err(Error::unreadable("base"))?;
+                (text, Some(tokens.len()))
             }
         };
         if text.is_empty() {
