@@ -1,6 +1,6 @@
 //! `trimtab serve` and `trimtab stdio`
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::Lifetime;
 use crate::scheduler::Scheduler;
 use crate::search::Settings;
-use crate::server::{Defaults, HttpOptions, Limits, Options, Server};
+use crate::server::{Defaults, HttpOptions, Limits, Options, Origin, Origins, Server};
 
 /// What is served, and to what extent.
 #[derive(clap::Args, Clone, Debug)]
@@ -60,9 +60,9 @@ pub struct BackendArgs {
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The address to listen on; 0.0.0.0 is all of them
+    /// The address to listen on, or a name that has one; 0.0.0.0 is all of them
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    host: IpAddr,
+    host: String,
     /// The port to listen on; 0 is any that is free
     #[arg(long, value_name = "N", default_value_t = 8000)]
     port: u16,
@@ -72,6 +72,13 @@ pub struct Args {
     /// Connections at the same time; more wait to be accepted
     #[arg(long, value_name = "N", default_value_t = 1000)]
     max_connections: usize,
+    /// Let pages of this origin, such as https://example.org, ask from a browser; * is all of them;
+    /// may be repeated
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<Origin>,
+    /// Write a line to stderr for each request, with nothing of prompts and answers in it
+    #[arg(long)]
+    log_requests: bool,
     #[command(flatten)]
     backend: BackendArgs,
 }
@@ -200,15 +207,33 @@ fn require_at_least_one(flags: &[(&str, usize)]) -> Result<()> {
     }
 }
 
+/// The address that a name has, or an address itself; of several the first that all clients know.
+fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
+    let refuse = |reason: &str| {
+        let advice = "write an address, such as 127.0.0.1, or 0.0.0.0 for all of this machine's";
+        Error::flag("--host", format!("{host:?} has no address: {reason}; {advice}"))
+    };
+    let found = (host, port).to_socket_addrs().map_err(|error| refuse(&error.to_string()))?;
+    let addresses: Vec<SocketAddr> = found.collect();
+    let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    first.copied().ok_or_else(|| refuse("the name is known, but without one"))
+}
+
 pub fn run(args: Args) -> Result<Done> {
-    let Args { host, port, api_key, max_connections, backend } = args;
+    let Args { host, port, api_key, max_connections, allow_origin, log_requests, backend } = args;
     require_at_least_one(&[("--max-connections", max_connections)])?;
     if api_key.as_deref() == Some("") {
         return Err(Error::flag("--api-key", "must not be empty; leave it out to need none"));
     }
-    let http = HttpOptions { api_key, connections: max_connections };
+    let http = HttpOptions {
+        api_key,
+        connections: max_connections,
+        origins: Origins(allow_origin),
+        log: log_requests,
+    };
+    let address = resolve(&host, port)?;
     backend.run(|options| {
-        let (server, address) = Server::http(SocketAddr::new(host, port), http, options)?;
+        let (server, address) = Server::http(address, http, options)?;
         eprintln!("trimtab: listening on http://{address}");
         Ok(server)
     })

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::{self, Frame, Usage};
 use super::engine::{Accepted, Event, Handle, Job, Rejected};
 use super::gate::{Gate, Pass};
+use super::log::Tally;
 use super::metrics::Metrics;
 use super::refusal::Refusal;
 use super::request::{Defaults, Generation, Limits, Scores};
@@ -95,17 +96,17 @@ impl Api {
         }
     }
 
-    /// A request with a body.
-    pub async fn post(&self, path: &str, body: &[u8]) -> Result<Reply, Refusal> {
+    /// A request with a body; `tally` counts what it is answered with.
+    pub async fn post(&self, path: &str, body: &[u8], tally: &Tally) -> Result<Reply, Refusal> {
         match path {
-            "/v1/completions" => self.generate(body, false).await,
-            "/v1/chat/completions" => self.generate(body, true).await,
-            "/v1/score" => self.score(body).await.map(Reply::Json),
+            "/v1/completions" => self.generate(body, false, tally).await,
+            "/v1/chat/completions" => self.generate(body, true, tally).await,
+            "/v1/score" => self.score(body, tally).await.map(Reply::Json),
             _ => Err(Refusal::not_found(path)),
         }
     }
 
-    async fn generate(&self, body: &[u8], chat: bool) -> Result<Reply, Refusal> {
+    async fn generate(&self, body: &[u8], chat: bool, tally: &Tally) -> Result<Reply, Refusal> {
         let pass = self.gate.enter()?;
         let Options { model, defaults, limits, .. } = &self.options;
         let request = Generation::read(body, chat, model, defaults, limits)?;
@@ -123,6 +124,7 @@ impl Api {
         let deadline = self.deadline();
         let accepted = self.submit(jobs.collect(), deadline, source).await?;
         let prompt_tokens = accepted.prompt_tokens.iter().step_by(request.n).copied().sum();
+        tally.prompt(prompt_tokens);
         if request.stream {
             let (events, stream) = mpsc::channel(STREAM_BUFFER);
             let stream_of = Stream {
@@ -130,6 +132,7 @@ impl Api {
                 prompt_tokens,
                 include_usage: request.include_usage,
                 events: events.clone(),
+                tally: tally.clone(),
                 _pass: pass,
             };
             let timeout = self.timed_out();
@@ -146,13 +149,13 @@ impl Api {
             });
             return Ok(Reply::Stream(stream));
         }
-        let outcomes = self.outcomes(accepted, deadline).await?;
+        let outcomes = self.outcomes(accepted, deadline, tally).await?;
         let completion = outcomes.iter().map(|outcome| outcome.response.tokens.len()).sum();
         let usage = Usage { prompt: prompt_tokens, completion };
         Ok(Reply::Json(frame.whole(&outcomes, &usage)))
     }
 
-    async fn score(&self, body: &[u8]) -> Result<Value, Refusal> {
+    async fn score(&self, body: &[u8], tally: &Tally) -> Result<Value, Refusal> {
         let _pass = self.gate.enter()?;
         let Options { model, defaults, limits, .. } = &self.options;
         let Scores { items } = Scores::read(body, model, limits)?;
@@ -169,7 +172,7 @@ impl Api {
         });
         let deadline = self.deadline();
         let accepted = self.submit(jobs.collect(), deadline, source).await?;
-        let outcomes = self.outcomes(accepted, deadline).await?;
+        let outcomes = self.outcomes(accepted, deadline, tally).await?;
         Ok(answer::scores(model, &outcomes))
     }
 
@@ -210,8 +213,9 @@ impl Api {
         &self,
         accepted: Accepted,
         deadline: Instant,
+        tally: &Tally,
     ) -> Result<Vec<Outcome>, Refusal> {
-        timeout_at(deadline, all(accepted)).await.map_err(|_| self.timed_out())?
+        timeout_at(deadline, all(accepted, tally)).await.map_err(|_| self.timed_out())?
     }
 }
 
@@ -219,11 +223,15 @@ fn engine_is_gone() -> Refusal {
     Refusal::internal("the engine has stopped")
 }
 
-async fn all(Accepted { prompt_tokens, mut events }: Accepted) -> Result<Vec<Outcome>, Refusal> {
+async fn all(accepted: Accepted, tally: &Tally) -> Result<Vec<Outcome>, Refusal> {
+    let Accepted { prompt_tokens, mut events } = accepted;
     let mut outcomes: Vec<Option<Outcome>> = prompt_tokens.iter().map(|_| None).collect();
     while outcomes.iter().any(Option::is_none) {
         match events.recv().await.ok_or_else(engine_is_gone)? {
-            (index, Event::Done(outcome)) => outcomes[index] = Some(*outcome),
+            (index, Event::Done(outcome)) => {
+                tally.answer(outcome.response.tokens.len());
+                outcomes[index] = Some(*outcome);
+            }
             (_, Event::Failed(error)) => return Err(Refusal::from_engine(&error, "prompt")),
             (_, Event::Step { .. }) => {}
         }
@@ -237,6 +245,7 @@ struct Stream {
     prompt_tokens: Option<usize>,
     include_usage: bool,
     events: mpsc::Sender<Result<Value, Refusal>>,
+    tally: Tally,
     _pass: Pass,
 }
 
@@ -260,6 +269,7 @@ impl Stream {
                 }
                 Event::Done(outcome) => {
                     usage.completion += outcome.response.tokens.len();
+                    self.tally.answer(outcome.response.tokens.len());
                     self.push(self.frame.end(index, &outcome)).await?;
                     left -= 1;
                 }

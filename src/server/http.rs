@@ -24,6 +24,8 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
 use super::api::{Api, Reply, takes_body};
+use super::log::Tally;
+use super::origin::{Origins, preflight};
 use super::refusal::Refusal;
 
 /// Threads that talk to clients; the searches have their own.
@@ -46,12 +48,16 @@ pub struct HttpOptions {
     pub api_key: Option<String>,
     /// Connections at the same time; more wait to be accepted.
     pub connections: usize,
+    /// Pages that may ask from a browser, besides the server's own.
+    pub origins: Origins,
+    /// Whether to write a line to stderr for each request.
+    pub log: bool,
 }
 
 #[derive(Clone)]
 struct Site {
     api: Arc<Api>,
-    api_key: Option<Arc<str>>,
+    options: Arc<HttpOptions>,
 }
 
 /// Answers requests until a signal says to stop, and then the last ones.
@@ -71,7 +77,7 @@ async fn listen(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("a listening socket");
     let graceful = GracefulShutdown::new();
     let permits = Arc::new(Semaphore::new(options.connections));
-    let router = router(Site { api: api.clone(), api_key: options.api_key.map(Into::into) });
+    let router = router(Site { api: api.clone(), options: Arc::new(options) });
     let mut stopped = std::pin::pin!(stopped(&api));
     loop {
         let accepted = tokio::select! {
@@ -148,15 +154,22 @@ fn router(site: Site) -> Router {
 
 /// Books a request when it has been answered, or given up.
 struct Booking {
-    api: Arc<Api>,
-    path: &'static str,
+    site: Site,
+    method: Method,
+    path: String,
     status: u16,
+    tally: Tally,
     started: Instant,
 }
 
 impl Drop for Booking {
     fn drop(&mut self) {
-        self.api.metrics.request(self.path, self.status, self.started.elapsed());
+        let Self { site, method, path, status, tally, started } = self;
+        let time = started.elapsed();
+        site.api.metrics.request(known(path), *status, time);
+        if site.options.log {
+            tally.log(method.as_str(), path, *status, time);
+        }
     }
 }
 
@@ -175,14 +188,28 @@ fn known(path: &str) -> &'static str {
 }
 
 async fn answer(State(site): State<Site>, request: Request) -> Response {
+    let origins = &site.options.origins;
+    let allowed = origins.allow(request.headers());
+    let preflight = allowed.as_ref().and_then(|_| preflight(&request));
+    let mut response = match preflight {
+        Some(response) => response,
+        None => answer_booked(&site, request).await,
+    };
+    origins.mark(allowed, &mut response);
+    response
+}
+
+async fn answer_booked(site: &Site, request: Request) -> Response {
     let mut booking = Booking {
-        api: site.api.clone(),
-        path: known(request.uri().path()),
+        site: site.clone(),
+        method: request.method().clone(),
+        path: request.uri().path().to_owned(),
         // Unless it is answered, it was given up.
         status: Refusal::cancelled().status,
+        tally: Tally::default(),
         started: Instant::now(),
     };
-    match reply(&site, request).await {
+    match reply(site, request, &booking.tally).await {
         Ok(reply) => {
             booking.status = 200;
             match reply {
@@ -205,10 +232,10 @@ async fn answer(State(site): State<Site>, request: Request) -> Response {
     }
 }
 
-async fn reply(site: &Site, request: Request) -> Result<Reply, Refusal> {
-    let Site { api, api_key } = site;
+async fn reply(site: &Site, request: Request, tally: &Tally) -> Result<Reply, Refusal> {
+    let Site { api, options } = site;
     let path = request.uri().path().to_owned();
-    if let Some(key) = api_key
+    if let Some(key) = &options.api_key
         && path.starts_with("/v1/")
         && !knows(request.headers(), key)
     {
@@ -225,7 +252,7 @@ async fn reply(site: &Site, request: Request) -> Result<Reply, Refusal> {
             }
             let body = read(request.into_body(), api.options().limits.body);
             let body = timeout(PATIENCE, body).await.map_err(|_| Refusal::too_slow())??;
-            api.post(&path, &body).await
+            api.post(&path, &body, tally).await
         }
         // What is nowhere is not found, whatever the method.
         _ if !takes_body && known(&path) == "other" => Err(Refusal::not_found(path)),

@@ -8,6 +8,7 @@
 //!     ├ fields, number what is taken although it says nothing; whole numbers
 //!     ├ answer         what is said: OpenAI's objects
 //!     ├ refusal        and what instead of it
+//!     ├ log, origin    a line for each request; pages of other origins
 //!     └ gate           whether anybody is let in
 //!    engine            the thread that owns the scheduler
 //! ```
@@ -18,8 +19,10 @@ mod engine;
 mod fields;
 mod gate;
 mod http;
+mod log;
 mod metrics;
 mod number;
+mod origin;
 mod refusal;
 mod request;
 mod stdio;
@@ -27,6 +30,7 @@ mod wire;
 
 pub use api::Options;
 pub use http::HttpOptions;
+pub use origin::{Origin, Origins};
 pub use request::{Defaults, Limits};
 
 use std::net::{SocketAddr, TcpListener};

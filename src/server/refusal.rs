@@ -117,7 +117,11 @@ impl Refusal {
                 Self { message: no_chat_template("base", source), ..Self::field(source, "") }
             }
             Error::Flag { flag, reason } => {
-                Self::field(field_of(flag), reason.replace("--successors", "search.successors"))
+                let reason = reason
+                    .replace("--successors", "search.successors")
+                    .replace("with --compat", "on a server started with --compat")
+                    .replace("--top-k", "top_k");
+                Self::field(field_of(flag), reason)
             }
             Error::ContextTooShort { model, context, tokens, new_tokens } => {
                 let message = format!(

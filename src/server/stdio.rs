@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::api::{Api, Reply, takes_body};
 use super::fields::{Fields, Object};
+use super::log::Tally;
 use super::refusal::Refusal;
 use super::wire::read;
 
@@ -111,9 +112,10 @@ async fn answer(
             () = output.closed() => return,
         };
         while tasks.try_join_next().is_some() {}
-        let line = line
-            .map_err(|refusal| (Value::Null, refusal))
-            .and_then(|line| read("the line", &line).map_err(|refusal| (id_of(&line), refusal)));
+        let (line, bytes) = match line {
+            Ok(bytes) => (read("the line", &bytes), bytes),
+            Err(refusal) => (Err(refusal), Vec::new()),
+        };
         let (id, request) = match line.map(|Object(line)| line) {
             Ok(Line { id, cancel: Some(other), path: None, body: None }) => {
                 let cancel = lock(&open).remove(&other.to_string());
@@ -127,7 +129,7 @@ async fn answer(
             }
             Ok(Line { id, path: None, .. }) => (id, Err(Refusal::field("path", "is missing"))),
             Ok(Line { id, path: Some(path), body, .. }) => (id, Ok((path, body))),
-            Err((id, refusal)) => (id, Err(refusal)),
+            Err(refusal) => (id_of(&bytes), Err(refusal)),
         };
         let (path, body) = match request {
             Ok(request) => request,
@@ -186,7 +188,9 @@ async fn request_of(
     output: &mpsc::Sender<Value>,
 ) -> Value {
     let reply = match body {
-        Some(body) if takes_body(path) => api.post(path, body.get().as_bytes()).await,
+        Some(body) if takes_body(path) => {
+            api.post(path, body.get().as_bytes(), &Tally::default()).await
+        }
         None if takes_body(path) => Err(Refusal::field("body", "is missing")),
         None => api.get(path),
         Some(_) => api.get(path).and_then(|_| {

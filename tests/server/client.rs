@@ -98,7 +98,8 @@ pub fn answer(stream: TcpStream) -> Answer {
             answer.body.extend(&chunk[..size]);
         }
     } else {
-        let length = answer.header("content-length").unwrap().parse().unwrap();
+        // An answer without content need not say so.
+        let length = answer.header("content-length").unwrap_or("0").parse().unwrap();
         answer.body.resize(length, 0);
         reader.read_exact(&mut answer.body).unwrap();
     }

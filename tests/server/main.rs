@@ -4,6 +4,7 @@
 mod answers;
 mod client;
 mod load;
+mod outside;
 mod refusals;
 mod stdio;
 
@@ -70,7 +71,9 @@ impl Server {
         let log = Arc::new(Mutex::new(String::new()));
         std::thread::spawn({
             let log = log.clone();
-            move || lines.map_while(Result::ok).for_each(|line| *log.lock().unwrap() += &line)
+            move || {
+                lines.map_while(Result::ok).for_each(|line| *log.lock().unwrap() += &(line + "\n"))
+            }
         });
         Self { child, address: address.unwrap(), log }
     }

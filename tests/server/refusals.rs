@@ -338,6 +338,9 @@ fn errors_are_for_who_asks() {
     let picky = Path::new(&models[1]).join("chat_template.jinja");
     std::fs::write(picky, "{{ raise_exception('roles must alternate') }}").unwrap();
     let strict = Server::start_with(&models, &[]);
+    let elsewhere = ["--base-url", "http://127.0.0.1:9/v1", "--base-model", "m"].map(str::to_owned);
+    let remote = Server::start_with(&[&elsewhere[..], &models[2..]].concat(), &[]);
+    let reference = Server::start(&["--compat", "reference"]);
     for (server, path, body, param, message) in [
         (
             &server,
@@ -354,6 +357,23 @@ fn errors_are_for_who_asks() {
             json!({ "prompt": user, "response": "y" }),
             "prompt",
             "the guide model has no chat template, which messages need; give the prompt as text",
+        ),
+        (
+            &remote,
+            "/v1/chat/completions",
+            json!({ "messages": user }),
+            "messages",
+            "the base model has no chat template, which messages need; use /v1/completions, whose \
+             prompts the server puts into a format if it is started with --base-template and \
+             --guide-template",
+        ),
+        (
+            &reference,
+            "/v1/completions",
+            json!({ "prompt": "x", "temperature": 0 }),
+            "temperature",
+            "`temperature` must be above 0 on a server started with --compat reference, where 0 \
+             would mean 1; top_k 1 takes the most probable token there too",
         ),
         (
             &strict,
@@ -428,7 +448,10 @@ fn bad_flags_are_refused() {
         (&["--timeout", "0"], "--timeout must be at least 1"),
         (&["--max-connections", "0"], "--max-connections must be at least 1"),
         (&["--api-key", ""], "--api-key must not be empty"),
-        (&["--host", "nowhere"], "--host"),
+        (&["--host", "no where"], "--host \"no where\" has no address"),
+        (&["--allow-origin", "example.org"], "must be * or scheme and host"),
+        (&["--allow-origin", "https://example.org/"], "without a path"),
+        (&["--allow-origin", "https://*.example.org"], "must be * or scheme and host"),
         (&["--chunk-len", "0"], "--chunk-len must be at least 1"),
         (&["--chat"], "has no chat template"),
         // What a request gets that does not say otherwise must not be refused.
