@@ -264,6 +264,12 @@ impl Error {
         move |error| Error::Unreadable { model, error: Box::new(error) }
     }
 
+    /// Whether the device will fail at whatever is asked of it from now on: after an error of CUDA's
+    /// the process has to be started anew.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Error::Cuda { .. })
+    }
+
     /// An [`Error::Flag`].
     pub fn flag(flag: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::Flag { flag: flag.into(), reason: reason.into() }

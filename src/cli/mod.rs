@@ -61,7 +61,7 @@ enum Command {
 enum Done {
     /// All of it.
     Well,
-    /// Some lines of the input could not be answered; stderr says which.
+    /// Some of what came in could not be answered; stderr says what.
     WithFailures,
 }
 

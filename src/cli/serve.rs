@@ -181,8 +181,9 @@ impl BackendArgs {
         };
         let ready = models::load(backend, &plan, &self.guide, self.device.kv_memory)?;
         let scheduler = Scheduler::new(ready.proposer, ready.guide, self.concurrency);
-        server.run(scheduler, || eprintln!("trimtab: ready on {}", memory::describe(&**backend)));
-        Ok(Done::Well)
+        let ready = || eprintln!("trimtab: ready on {}", memory::describe(&**backend));
+        let ended = server.run(scheduler, ready);
+        Ok(if ended.is_ok() { Done::Well } else { Done::WithFailures })
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Api {
     engine: Handle,
     options: Options,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) gate: Gate,
+    pub(super) gate: Arc<Gate>,
     started: u64,
     /// Names answers, together with `started`.
     answered: AtomicU64,
@@ -71,7 +71,7 @@ fn now() -> u64 {
 impl Api {
     /// An API in front of an engine.
     pub fn new(engine: Handle, options: Options, metrics: Arc<Metrics>) -> Self {
-        let (gate, answered) = (Gate::new(), AtomicU64::new(0));
+        let (gate, answered) = (Arc::new(Gate::new()), AtomicU64::new(0));
         Self { engine, options, metrics, gate, started: now(), answered }
     }
 
@@ -84,7 +84,7 @@ impl Api {
     pub fn get(&self, path: &str) -> Result<Reply, Refusal> {
         let model = || answer::model(&self.options.model, self.started);
         match path {
-            "/health" => Ok(Reply::Json(json!({ "status": "ok" }))),
+            "/health" => self.gate.health().map(|()| Reply::Json(json!({ "status": "ok" }))),
             "/ready" => self.gate.enter().map(|_| Reply::Json(json!({ "status": "ready" }))),
             "/metrics" => Ok(Reply::Text(OPEN_METRICS, self.metrics.text())),
             "/v1/models" => Ok(Reply::Json(json!({ "object": "list", "data": [model()] }))),
@@ -197,6 +197,7 @@ impl Api {
             Err(Rejected::Impossible(index, error)) => {
                 Err(Refusal::from_engine(&error, &source(index)))
             }
+            Err(Rejected::Broken(error)) => Err(Refusal::from_engine(&error, "")),
             Err(Rejected::QueueFull(seconds)) => Err(Refusal::queue_full(seconds)),
             Err(Rejected::TooMany(candidates, queue)) => {
                 let reason = format!(

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::gate::Gate;
 use super::metrics::Metrics;
+use super::refusal::Refusal;
 use crate::error::Error;
 use crate::guide::Guide;
 use crate::proposer::Proposer;
@@ -83,6 +85,8 @@ pub enum Rejected {
     TooMany(usize, usize),
     /// Too many wait already; seconds after which it may be different.
     QueueFull(u64),
+    /// The device has failed for good.
+    Broken(Arc<Error>),
 }
 
 struct Submission {
@@ -153,20 +157,31 @@ pub struct Engine<P: Proposer, G: Guide> {
     /// W·K that may wait together.
     queue: usize,
     metrics: Arc<Metrics>,
+    gate: Arc<Gate>,
+    /// Why nothing can be run any more.
+    broken: Option<Arc<Error>>,
     /// Time spent in ticks, and candidates of the searches that were finished in it.
     busy: Duration,
     finished_candidates: usize,
 }
 
 impl<P: Proposer, G: Guide> Engine<P, G> {
-    /// An engine with nothing to do yet. `queue` is the W·K that may wait together.
-    pub fn new(scheduler: Scheduler<P, G>, queue: usize, metrics: Arc<Metrics>) -> Self {
+    /// An engine with nothing to do yet. `queue` is the W·K that may wait together; `gate` is told
+    /// when the device fails for good.
+    pub fn new(
+        scheduler: Scheduler<P, G>,
+        queue: usize,
+        metrics: Arc<Metrics>,
+        gate: Arc<Gate>,
+    ) -> Self {
         let engine = Self {
             scheduler,
             active: BTreeMap::new(),
             next_id: 0,
             queue,
             metrics,
+            gate,
+            broken: None,
             busy: Duration::ZERO,
             finished_candidates: 0,
         };
@@ -175,12 +190,15 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
     }
 
     /// Runs what comes in until nothing more can.
-    pub fn run(mut self, Inbox(inbox): Inbox) {
+    ///
+    /// # Errors
+    /// The device's, if it has failed for good; all who came in were told.
+    pub fn run(mut self, Inbox(inbox): Inbox) -> Result<(), Arc<Error>> {
         loop {
             if self.active.is_empty() {
                 match inbox.recv() {
                     Ok(submission) => self.take(submission),
-                    Err(_) => return,
+                    Err(_) => return self.broken.map_or(Ok(()), Err),
                 }
             }
             while let Ok(submission) = inbox.try_recv() {
@@ -204,6 +222,9 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
 
     /// Queues all jobs of a request or none.
     fn submit(&mut self, jobs: Vec<Job>) -> Result<Accepted, Rejected> {
+        if let Some(error) = &self.broken {
+            return Err(Rejected::Broken(error.clone()));
+        }
         let candidates = jobs.iter().map(Job::candidates).fold(0, usize::saturating_add);
         if candidates > self.queue {
             return Err(Rejected::TooMany(candidates, self.queue));
@@ -292,10 +313,15 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
         }
     }
 
-    /// The device failed: nobody who runs or waits can be answered.
+    /// The device failed: nobody who runs or waits can be answered. If it has failed for good, who
+    /// comes later cannot either.
     fn fail_all(&mut self, error: Error) {
         eprintln!("trimtab: {error}");
         let error = Arc::new(error);
+        if error.is_final() {
+            self.gate.fail(Refusal::from_engine(&error, ""));
+            self.broken = Some(error.clone());
+        }
         for (id, active) in std::mem::take(&mut self.active) {
             self.scheduler.cancel(id);
             active.send(Event::Failed(error.clone()));

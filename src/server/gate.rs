@@ -6,13 +6,20 @@ use tokio::sync::{Notify, mpsc};
 
 use super::refusal::Refusal;
 
-/// Lets requests in between loading and draining.
+/// Lets requests in between loading and draining, unless the device fails.
 pub struct Gate {
     state: Mutex<State>,
     opened: Notify,
+    failed: Notify,
 }
 
-enum State {
+struct State {
+    phase: Phase,
+    /// What everybody is told once the device has failed for good.
+    failure: Option<Refusal>,
+}
+
+enum Phase {
     Loading,
     /// Each request that is being answered holds a clone of `pass`; when the last one is gone,
     /// `left` ends.
@@ -31,7 +38,8 @@ pub struct Pass {
 impl Gate {
     /// Shut until [`Gate::open`].
     pub fn new() -> Self {
-        Self { state: Mutex::new(State::Loading), opened: Notify::new() }
+        let state = State { phase: Phase::Loading, failure: None };
+        Self { state: Mutex::new(state), opened: Notify::new(), failed: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -41,9 +49,9 @@ impl Gate {
     /// Lets requests in from now on, unless it was closed before.
     pub fn open(&self) {
         let mut state = self.state();
-        if matches!(*state, State::Loading) {
+        if matches!(state.phase, Phase::Loading) {
             let (pass, left) = mpsc::channel(1);
-            *state = State::Open { pass, left };
+            state.phase = Phase::Open { pass, left };
             self.opened.notify_waiters();
         }
     }
@@ -51,29 +59,80 @@ impl Gate {
     /// Waits until it is open, or has been.
     pub async fn opened(&self) {
         let opened = self.opened.notified();
-        if matches!(*self.state(), State::Loading) {
+        if matches!(self.state().phase, Phase::Loading) {
             opened.await;
         }
+    }
+
+    /// Lets nobody in any more, and says why.
+    pub fn fail(&self, refusal: Refusal) {
+        self.state().failure.get_or_insert(refusal);
+        self.failed.notify_waiters();
+    }
+
+    /// Waits for [`Gate::fail`].
+    pub async fn failed(&self) {
+        let failed = self.failed.notified();
+        if self.health().is_ok() {
+            failed.await;
+        }
+    }
+
+    /// Whether it makes sense to wait for this server.
+    ///
+    /// # Errors
+    /// What [`Gate::fail`] was told.
+    pub fn health(&self) -> Result<(), Refusal> {
+        self.state().failure.clone().map_or(Ok(()), Err)
     }
 
     /// Lets one in.
     ///
     /// # Errors
-    /// 503 while the models are being loaded, or while the last requests are being answered.
+    /// 503 while the models are being loaded, while the last requests are being answered, or once
+    /// the device has failed.
     pub fn enter(&self) -> Result<Pass, Refusal> {
-        match &*self.state() {
-            State::Loading => Err(Refusal::unavailable("the models are being loaded")),
-            State::Open { pass, .. } => Ok(Pass { _held: pass.clone() }),
-            State::Draining => Err(Refusal::unavailable("the server is about to stop")),
+        let state = self.state();
+        if let Some(refusal) = &state.failure {
+            return Err(refusal.clone());
+        }
+        match &state.phase {
+            Phase::Loading => Err(Refusal::unavailable("the models are being loaded")),
+            Phase::Open { pass, .. } => Ok(Pass { _held: pass.clone() }),
+            Phase::Draining => Err(Refusal::unavailable("the server is about to stop")),
         }
     }
 
     /// Lets nobody in any more and waits for all who are inside. False if it never was open.
     pub async fn drain(&self) -> bool {
-        let before = std::mem::replace(&mut *self.state(), State::Draining);
-        let State::Open { pass, mut left } = before else { return false };
+        let before = std::mem::replace(&mut self.state().phase, Phase::Draining);
+        let Phase::Open { pass, mut left } = before else { return false };
         drop(pass);
         while left.recv().await.is_some() {}
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: once the device has failed, health says why and nobody gets in, whether the server
+    /// drains or not; the first reason stays.
+    #[test]
+    fn a_failure_is_told_to_everybody() {
+        let gate = Gate::new();
+        gate.open();
+        assert!(gate.health().is_ok() && gate.enter().is_ok());
+        let refusal = Refusal::unavailable("the device is gone");
+        gate.fail(refusal.clone());
+        gate.fail(Refusal::unavailable("again"));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for _ in 0..2 {
+            assert_eq!(gate.health(), Err(refusal.clone()));
+            assert_eq!(gate.enter().err(), Some(refusal.clone()));
+            runtime.block_on(gate.failed());
+            runtime.block_on(gate.drain());
+        }
     }
 }

@@ -117,19 +117,27 @@ async fn listen(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
     let _ = timeout(GOODBYE, graceful.shutdown()).await;
 }
 
-/// Ends once a signal has come and all requests are answered, or a second signal has come.
+/// Ends once a signal has come, or the device has failed, and all requests are answered, or a
+/// further signal has come.
 async fn stopped(api: &Api) {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let both = signal(SignalKind::terminate())
+        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+    let mut signals = both.ok();
+    let mut signalled = async || match &mut signals {
+        Some((terminate, interrupt)) => {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        }
         // Then a signal kills, as it does without a handler.
-        return std::future::pending().await;
+        None => std::future::pending().await,
     };
-    let mut signalled = async || {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    };
-    signalled().await;
-    eprintln!("trimtab: answering the last requests; a second signal stops at once");
+    tokio::select! {
+        () = signalled() => {
+            eprintln!("trimtab: answering the last requests; a second signal stops at once");
+        }
+        () = api.gate.failed() => {
+            eprintln!("trimtab: ending: the device works again only for a new process");
+        }
+    }
     tokio::select! {
         was_open = api.gate.drain() => if !was_open {
             // The engine is not there yet, and loading cannot be interrupted.

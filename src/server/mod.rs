@@ -90,17 +90,27 @@ impl Server {
 
     /// Lets requests in, which were told to come back until now, and runs the engine on this
     /// thread until the outer side has ended and everything is answered.
-    pub fn run<P: Proposer, G: Guide>(self, scheduler: Scheduler<P, G>, opened: impl FnOnce()) {
+    ///
+    /// # Errors
+    /// The device's, if it has failed for good, after all who were inside have been told. It was
+    /// written to stderr when it happened.
+    pub fn run<P: Proposer, G: Guide>(
+        self,
+        scheduler: Scheduler<P, G>,
+        opened: impl FnOnce(),
+    ) -> Result<(), Arc<Error>> {
         let Self { api, inbox, outside } = self;
         let (queue, metrics) = (api.options().queue, api.metrics.clone());
-        let engine = Engine::new(scheduler.with_stride(STRIDE), queue, metrics);
+        let gate = api.gate.clone();
+        let engine = Engine::new(scheduler.with_stride(STRIDE), queue, metrics, gate);
         api.gate.open();
         opened();
         // The engine ends when nobody is left who could hand anything in.
         drop(api);
-        engine.run(inbox);
+        let ended = engine.run(inbox);
         if let Err(panic) = outside.join() {
             std::panic::resume_unwind(panic);
         }
+        ended
     }
 }

@@ -97,6 +97,12 @@ impl Refusal {
         Self { retry_after: Some(1), ..Self::new(503, "server_error", why) }
     }
 
+    /// 503: the device has failed for good, and the server ends.
+    fn broken(error: &Error) -> Self {
+        let message = format!("the server's device has failed, and the server ends: {error}");
+        Self { code: Some("device_failed"), ..Self::unavailable(&message) }
+    }
+
     /// 504: it took longer than the server allows.
     pub fn timeout(seconds: u64) -> Self {
         let message = format!("there was no answer within {seconds} s, the server's limit");
@@ -156,6 +162,7 @@ impl Refusal {
                 };
                 Self { message, ..Self::field(source, "") }
             }
+            error if error.is_final() => Self::broken(error),
             _ => Self::internal(message),
         }
     }

@@ -110,6 +110,8 @@ async fn answer(
                 None => break,
             },
             () = output.closed() => return,
+            // Whoever started this process sees which lines were not answered.
+            () = api.gate.failed() => break,
         };
         while tasks.try_join_next().is_some() {}
         let (line, bytes) = match line {

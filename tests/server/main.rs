@@ -3,10 +3,13 @@
 
 mod answers;
 mod client;
+mod device;
 mod load;
 mod outside;
 mod refusals;
 mod stdio;
+#[path = "../toy/mod.rs"]
+mod toy;
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
