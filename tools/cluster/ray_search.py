@@ -53,6 +53,9 @@ class Worker:
                 # Ray starts another worker and runs the shard again.
                 os._exit(1)
             answer = json.loads(line)
+            if answer["status"] == 503:
+                # Its device has failed: likewise.
+                os._exit(1)
             answers[answer["id"]] = answer
         asking.join()
         return "".join(
