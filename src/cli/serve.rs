@@ -16,6 +16,10 @@ use crate::kv_cache::Lifetime;
 use crate::scheduler::Scheduler;
 use crate::search::Settings;
 use crate::server::{Defaults, HttpOptions, Limits, Options, Origin, Origins, Server};
+use crate::text::Prompt;
+
+/// A prompt that every model can read.
+const PLAINEST: &str = "The";
 
 /// What is served, and to what extent.
 #[derive(clap::Args, Clone, Debug)]
@@ -180,7 +184,10 @@ impl BackendArgs {
             ..self.search.plan(self.base.base()?, &settings, self.concurrency)?
         };
         let ready = models::load(backend, &plan, &self.guide, self.device.kv_memory)?;
-        let scheduler = Scheduler::new(ready.proposer, ready.guide, self.concurrency);
+        let mut scheduler = Scheduler::new(ready.proposer, ready.guide, self.concurrency);
+        // Where the plainest request could never run, none could that does not say otherwise.
+        scheduler.submit(0, &Prompt::Text(PLAINEST.into()), settings)?;
+        scheduler.cancel(0);
         let ready = || eprintln!("trimtab: ready on {}", memory::describe(&**backend));
         let ended = server.run(scheduler, ready);
         Ok(if ended.is_ok() { Done::Well } else { Done::WithFailures })

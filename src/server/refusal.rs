@@ -122,12 +122,19 @@ impl Refusal {
             Error::Flag { flag, .. } if flag == "--base-tokenizer" => {
                 Self { message: no_chat_template("base", source), ..Self::field(source, "") }
             }
-            Error::Flag { flag, reason } => {
-                let reason = reason
-                    .replace("--successors", "search.successors")
-                    .replace("with --compat", "on a server started with --compat")
-                    .replace("--top-k", "top_k");
-                Self::field(field_of(flag), reason)
+            Error::Flag { flag, reason } => match field_of(flag) {
+                Some(field) => {
+                    let reason = reason
+                        .replace("--successors", "search.successors")
+                        .replace("with --compat", "on a server started with --compat")
+                        .replace("--top-k", "top_k");
+                    Self::field(field, reason)
+                }
+                None => Self::internal(message),
+            },
+            // Where that server is, is not for everybody.
+            Error::Remote { reason, .. } => {
+                Self::new(502, "server_error", format!("the base model's server failed: {reason}"))
             }
             Error::ContextTooShort { model, context, tokens, new_tokens } => {
                 let message = format!(
@@ -191,15 +198,17 @@ fn no_chat_template(model: &str, source: &str) -> String {
     format!("the {model} model has no chat template, which messages need; {instead}")
 }
 
-/// The request's field that a flag of the command line is called.
-fn field_of(flag: &str) -> String {
-    match flag {
+/// The request's field that a flag of the command line is called, if it has one.
+fn field_of(flag: &str) -> Option<&'static str> {
+    Some(match flag {
         "--method" => "search.method",
         "--beam-width" => "search.beam_width",
         "--successors" => "search.successors",
         "--chunk-len" => "search.chunk_len",
         "--max-new-tokens" => "max_tokens",
-        other => return other.trim_start_matches('-').replace('-', "_"),
-    }
-    .into()
+        "--stop" => "stop",
+        "--temperature" => "temperature",
+        "--top-p" => "top_p",
+        _ => return None,
+    })
 }

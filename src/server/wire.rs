@@ -48,12 +48,13 @@ pub fn read<T: DeserializeOwned>(what: &str, json: &[u8]) -> Result<T, Refusal> 
         let within = |field: &str| {
             if path == "." { field.to_owned() } else { format!("{path}.{field}") }
         };
-        let reason = match reason.strip_prefix("missing field `") {
-            Some(field) => {
-                return Refusal::field(within(field.trim_end_matches('`')), "is missing");
+        let about = [("missing field `", "is missing"), ("duplicate field `", "is given twice")];
+        for (start, words) in about {
+            if let Some(field) = reason.strip_prefix(start) {
+                return Refusal::field(within(field.trim_end_matches('`')), words);
             }
-            None => in_words(reason),
-        };
+        }
+        let reason = in_words(reason);
         match &*path {
             "." if reason.starts_with("must be") => Refusal::malformed(format!("{what} {reason}")),
             "." => Refusal::malformed(malformed(reason)),
@@ -66,16 +67,23 @@ pub fn read<T: DeserializeOwned>(what: &str, json: &[u8]) -> Result<T, Refusal> 
 
 /// Goes on with a sentence that a field's name begins. What is not serde's own does so already.
 fn in_words(reason: &str) -> String {
-    let own = ["invalid ", "unknown ", "duplicate "].iter().any(|word| reason.starts_with(word));
-    if !own {
+    if !["invalid ", "unknown "].iter().any(|word| reason.starts_with(word)) {
         return reason.to_owned();
     }
-    // Rust's names are not the sender's.
-    match reason.split_once("expected ") {
-        Some((_, "an object")) => "must be an object".to_owned(),
-        Some((found, "f32" | "f64")) => format!("is wrong: {found}expected a number"),
-        _ => format!("is wrong: {}", reason.replace("unknown variant", "unknown value")),
+    if reason.ends_with("expected an object") {
+        return "must be an object".to_owned();
     }
+    // Rust's names are not the sender's.
+    let names = [
+        ("unknown variant", "unknown value"),
+        ("invalid type: map", "invalid type: object"),
+        ("invalid type: sequence", "invalid type: list"),
+        ("expected a sequence", "expected a list"),
+        ("expected f64", "expected a number"),
+    ];
+    let renamed =
+        names.iter().fold(reason.to_owned(), |text, (from, to)| text.replacen(from, to, 1));
+    format!("is wrong: {renamed}")
 }
 
 /// A conversation that stood in the field `source`.

@@ -110,9 +110,22 @@ fn bad_fields_are_refused_by_name() {
         assert_eq!(answer.status, 400, "{}", String::from_utf8_lossy(body));
         assert_eq!(answer.json()["error"]["type"], "invalid_request_error");
     }
-    for body in ["[]", "null", "5", "\"x\""] {
+    for (body, message) in [
+        ("[]", "the body must be an object"),
+        ("null", "the body must be an object"),
+        ("5", "the body must be an object"),
+        ("\"x\"", "the body must be an object"),
+        (r#"{"prompt":"x","prompt":"y"}"#, "`prompt` is given twice"),
+        (r#"{"n":1,"prompt":"x","n":2}"#, "`n` is given twice"),
+        (r#"{"prompt":"x","search":{"trace":true,"trace":true}}"#, "`search.trace` is given twice"),
+        (r#"{"messages":{}}"#, "`messages` is wrong: invalid type: object, expected a list"),
+        (
+            r#"{"seed":[]}"#,
+            "`seed` is wrong: invalid type: list, expected a whole number of at most 64 bits",
+        ),
+    ] {
         let answer = server.post_bytes("/v1/completions", body.as_bytes());
-        assert_eq!(answer.message(), "the body must be an object", "{body}");
+        assert_eq!((answer.status, &*answer.message()), (400, message), "{body}");
     }
     // And after all that, the server is as it was.
     server.complete(&json!({ "prompt": "The film" }));
@@ -287,6 +300,7 @@ fn bad_chats_and_scores_are_refused_by_name() {
         (json!({ "prompt": "x", "messages": [user] }), "prompt"),
         (json!({ "messages": [] }), "messages"),
         (json!({ "messages": "x" }), "messages"),
+        (json!({ "messages": user }), "messages"),
         (json!({ "messages": [{ "role": "user" }] }), "messages[0].content"),
         (json!({ "messages": ["x"] }), "messages[0]"),
         (
@@ -339,7 +353,8 @@ fn errors_are_for_who_asks() {
     std::fs::write(picky, "{{ raise_exception('roles must alternate') }}").unwrap();
     let strict = Server::start_with(&models, &[]);
     let elsewhere = ["--base-url", "http://127.0.0.1:9/v1", "--base-model", "m"].map(str::to_owned);
-    let remote = Server::start_with(&[&elsewhere[..], &models[2..]].concat(), &[]);
+    let remote =
+        Server::start_with(&[&elsewhere[..], &models[2..]].concat(), &["--base-retries", "0"]);
     let reference = Server::start(&["--compat", "reference"]);
     for (server, path, body, param, message) in [
         (
@@ -394,6 +409,10 @@ fn errors_are_for_who_asks() {
         assert_eq!((answer.status, answer.param()), (400, json!(param)), "{}", answer.text());
         assert_eq!(answer.message(), message);
     }
+    let answer = remote.post("/v1/completions", &json!({ "prompt": "x" }));
+    let (status, message) = (answer.status, answer.message());
+    assert!(status == 502 && message.starts_with("the base model's server failed: "), "{message}");
+    assert!(!message.contains("127.0.0.1"), "{message}");
 }
 
 /// Goal: keys, paths, methods, types and sizes have their own statuses.
@@ -454,6 +473,7 @@ fn bad_flags_are_refused() {
         (&["--allow-origin", "https://*.example.org"], "must be * or scheme and host"),
         (&["--chunk-len", "0"], "--chunk-len must be at least 1"),
         (&["--chat"], "has no chat template"),
+        (&["--max-new-tokens", "200"], "context holds 128 tokens"),
         // What a request gets that does not say otherwise must not be refused.
         (&["--max-tokens", "20", "--max-new-tokens", "21"], "--max-tokens 20 is less than"),
         (&["--max-tokens", "20", "--max-new-tokens", "21"], "21 (--max-new-tokens)"),
@@ -466,6 +486,10 @@ fn bad_flags_are_refused() {
         assert_eq!(output.status.code(), Some(2), "{flags:?}: {errors}");
         assert!(errors.contains(part), "{part:?} is not in {errors}");
     }
+    let mut command = trimtab();
+    command.arg("serve").args(&models()[..6]).args(["--kv-memory", "1M", "--port", "0"]);
+    let errors = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(errors.contains("cache pages but the whole cache has"), "{errors}");
     let mut command = trimtab();
     command.args(["serve", "--base", "nowhere", "--method", "sample", "--port", "0"]);
     let status = command.stderr(Stdio::null()).status().unwrap();
