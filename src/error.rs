@@ -193,8 +193,7 @@ pub enum Error {
     /// More than trimtab may take of a device's memory.
     #[error(
         "{bytes} bytes for {what} do not fit: {taken} of the {limit} bytes of device memory that may \
-         be taken are taken; raise --device-memory to at least {}, lower --kv-memory, or use smaller \
-         models",
+         be taken are taken; raise --device-memory to at least {}, or use smaller models",
         taken.saturating_add(*bytes)
     )]
     DeviceBudget {

@@ -110,6 +110,7 @@ fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         guide_tokens: GuideTokensFlag::Auto,
         compat: false,
         guidance: None,
+        least: columns()[2].settings.lifetime(),
         life: columns()[2].settings.lifetime(),
         in_flight: IN_FLIGHT,
     };

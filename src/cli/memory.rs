@@ -59,6 +59,8 @@ pub struct Needs {
     pub caches: usize,
     /// Pages of a cache; more would never be used.
     pub enough: usize,
+    /// Pages of a cache; with fewer there would be nothing that could ever run.
+    pub least: usize,
     /// Rows whose logits exist at the same time.
     pub logit_rows: usize,
 }
@@ -85,14 +87,27 @@ impl Needs {
         base + pairs.map(|[a, b]| Pair::bytes(backend, [a, b], limits)).sum::<usize>()
     }
 
-    /// What is missing where not even one page fits beside weights of `weights` bytes.
-    fn missing<B: Backend>(&self, backend: &B, weights: usize, taken: usize) -> Error {
+    /// Pages that must fit: the least, or what `kv_memory` pays for if that is less.
+    fn required(&self, kv_memory: Option<Bytes>) -> usize {
+        let paid = kv_memory.map_or(usize::MAX, |bytes| bytes.0 / self.page_bytes().max(1));
+        self.least.min(paid).max(1)
+    }
+
+    /// What is missing where so many pages do not fit beside weights of `weights` bytes.
+    fn missing<B: Backend>(
+        &self,
+        backend: &B,
+        pages: usize,
+        weights: usize,
+        taken: usize,
+    ) -> Error {
         Error::DeviceBudget {
-            bytes: weights + self.engines(backend, 1),
-            what: if weights > 0 {
-                "weights, scratch memory and a page of keys and values"
-            } else {
-                "scratch memory and a page of keys and values"
+            bytes: weights + self.engines(backend, pages),
+            what: match (weights > 0, pages > 1) {
+                (true, true) => "weights, scratch memory, and keys and values of one search",
+                (false, true) => "scratch memory, and keys and values of one search",
+                (true, false) => "weights, scratch memory and a page of keys and values",
+                (false, false) => "scratch memory and a page of keys and values",
             },
             taken,
             limit: backend.memory().limit().unwrap_or(usize::MAX),
@@ -118,11 +133,12 @@ impl Needs {
         let most = least + pairs(1).sum::<usize>();
         let taken = backend.memory().taken();
         let left = backend.memory().left().unwrap_or(usize::MAX);
-        if least + self.engines(backend, 1) > left {
-            return Err(self.missing(backend, most, taken));
+        let pages = self.required(kv_memory);
+        if least + self.engines(backend, pages) > left {
+            return Err(self.missing(backend, pages, most, taken));
         }
         weights().map_err(|error| match error {
-            Error::DeviceBudget { .. } => self.missing(backend, most, taken),
+            Error::DeviceBudget { .. } => self.missing(backend, pages, most, taken),
             error => error,
         })
     }
@@ -138,11 +154,12 @@ impl Needs {
         let most = most.min(self.enough).clamp(1, 1 << 30);
         let left = memory.left().unwrap_or(usize::MAX);
         let fits = |pages| self.engines(backend, pages) <= left;
-        if !fits(1) {
-            return Err(self.missing(backend, 0, memory.taken()));
+        let required = self.required(kv_memory).min(most);
+        if !fits(required) {
+            return Err(self.missing(backend, required, 0, memory.taken()));
         }
         // The largest that fits: at least `fitting`, less than `beyond`.
-        let (mut fitting, mut beyond) = (1, most + 1);
+        let (mut fitting, mut beyond) = (required, most + 1);
         while fitting + 1 < beyond {
             let middle = fitting + (beyond - fitting) / 2;
             if fits(middle) { fitting = middle } else { beyond = middle }

@@ -246,6 +246,8 @@ pub struct Plan {
     pub compat: bool,
     /// 1/β where tokens are proposed by emulated fine-tuning.
     pub guidance: Option<f32>,
+    /// The search that must be possible, whatever else is.
+    pub least: Lifetime,
     /// The largest search, and how many run at once.
     pub life: Lifetime,
     pub in_flight: usize,
@@ -288,6 +290,8 @@ pub fn load<B: Backend>(
         pairs: pairs.iter().map(DescribedPair::configs).collect(),
         caches: if plan.guidance.is_some() { 2 } else { 1 },
         enough,
+        // Of a prompt of one token.
+        least: plan.least.pages(1),
         logit_rows: LOGIT_ROWS,
     };
     let (model, pairs) = needs.load(&**backend, kv_memory, || {
@@ -351,6 +355,7 @@ pub fn load_guide<B: Backend>(
         pairs: pairs.iter().map(DescribedPair::configs).collect(),
         caches: 1,
         enough: 64 * context.div_ceil(PAGE_LEN),
+        least: 1,
         logit_rows: 1,
     };
     let pairs = needs.load(&**backend, kv_memory, || {

@@ -118,6 +118,7 @@ impl SearchArgs {
             guide_tokens: self.guide_tokens,
             compat: settings.compat,
             guidance: (self.method == Method::Eft).then(|| 1.0 / self.beta.unwrap_or(1.0)),
+            least: settings.lifetime(),
             life: settings.lifetime(),
             in_flight,
         })

@@ -31,12 +31,6 @@ fn the_advice_about_device_memory_leads_to_what_is_enough() {
         }
         refusals += 1;
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        if errors.contains("raise --kv-memory or --device-memory") {
-            // There is a page, but not as many as this search needs: one more of all three models.
-            assert_refused(&output, "this search needs up to");
-            budget += budget / 16;
-            continue;
-        }
         assert_refused(&output, "do not fit");
         assert_eq!(number_after(&errors, " of the "), budget, "{errors}");
         let taken_and_asked =
@@ -46,7 +40,8 @@ fn the_advice_about_device_memory_leads_to_what_is_enough() {
         assert!(advice > budget, "{errors}");
         budget = advice;
     };
-    assert!(refusals >= 2, "{refusals} refusals on the way to {enough}");
+    // Once before the weights are loaded, and perhaps once more when it is known what they take.
+    assert!((1..=2).contains(&refusals), "{refusals} refusals on the way to {enough}");
     assert!(!within(enough / 2).status.success());
 }
 

@@ -177,6 +177,7 @@ impl ModelArgs {
                     guide_tokens: GuideTokensFlag::Auto,
                     compat: false,
                     guidance: None,
+                    least: life,
                     life,
                     in_flight: searches,
                 };
