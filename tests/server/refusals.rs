@@ -356,16 +356,11 @@ fn errors_are_for_who_asks() {
     let remote =
         Server::start_with(&[&elsewhere[..], &models[2..]].concat(), &["--base-retries", "0"]);
     let reference = Server::start(&["--compat", "reference"]);
+    let no_template = "the base model has no chat template, which messages need; use \
+                       /v1/completions, whose prompts the server puts into a format if it is \
+                       started with --base-template and --guide-template";
     for (server, path, body, param, message) in [
-        (
-            &server,
-            "/v1/chat/completions",
-            json!({ "messages": user }),
-            "messages",
-            "the base model has no chat template, which messages need; use /v1/completions, whose \
-             prompts the server puts into a format if it is started with --base-template and \
-             --guide-template",
-        ),
+        (&server, "/v1/chat/completions", json!({ "messages": user }), "messages", no_template),
         (
             &server,
             "/v1/score",
@@ -373,15 +368,7 @@ fn errors_are_for_who_asks() {
             "prompt",
             "the guide model has no chat template, which messages need; give the prompt as text",
         ),
-        (
-            &remote,
-            "/v1/chat/completions",
-            json!({ "messages": user }),
-            "messages",
-            "the base model has no chat template, which messages need; use /v1/completions, whose \
-             prompts the server puts into a format if it is started with --base-template and \
-             --guide-template",
-        ),
+        (&remote, "/v1/chat/completions", json!({ "messages": user }), "messages", no_template),
         (
             &reference,
             "/v1/completions",
