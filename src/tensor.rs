@@ -82,7 +82,7 @@ pub fn random(seed: u64, widest: f32, len: usize) -> Vec<bf16> {
     (0..len).into_par_iter().with_min_len(1 << 12).map(number).collect()
 }
 
-/// A hash that is the same on every machine and in every version: FNV-1a of 64 bits. Not against malice.
+/// A hash that is the same on every machine: FNV-1a of 64 bits. Not against malice.
 #[derive(Clone, Copy, Debug)]
 pub struct Fnv(u64);
 
@@ -103,6 +103,22 @@ impl Fnv {
         for &byte in bytes {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
+    }
+
+    /// Takes in many bytes: four words side by side, as fast as memory is read.
+    pub fn add_many(&mut self, bytes: &[u8]) {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let (blocks, rest) = bytes.as_chunks::<32>();
+        let mut lanes = [1u64, 2, 3, 4];
+        for block in blocks {
+            for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
+                // The turn brings a word's upper bits to where the next product mixes them.
+                let mixed = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(ODD);
+                *lane = mixed.rotate_left(31);
+            }
+        }
+        lanes.iter().for_each(|lane| self.add(&lane.to_le_bytes()));
+        self.add(rest);
     }
 
     /// The hash of all bytes so far.

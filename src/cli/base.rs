@@ -11,6 +11,7 @@ use super::models;
 use super::models::{Described, Plan};
 use crate::error::{Error, Result};
 use crate::proposer::{ApiKey, Endpoint, RemoteFormat, RemoteProposer};
+use crate::server::say;
 use crate::text::{Bos, PromptFormat, Template, Tokenizer};
 
 /// Before a request is sent again for the first time.
@@ -149,7 +150,7 @@ impl BaseArgs {
             backoff: BACKOFF,
             requests,
             choices: self.base_choices.unwrap_or(usize::MAX),
-            trouble: |error| eprintln!("trimtab: {error}"),
+            trouble: |error| say(error),
         };
         Ok(Base::Server(Server { endpoint, tokenizer: self.base_tokenizer.clone(), ids }))
     }

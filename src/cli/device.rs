@@ -12,6 +12,7 @@ use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::{self, CudaBackend};
 use crate::error::{Error, Result};
+use crate::server::say;
 
 /// More threads than any machine has cores.
 const MAX_THREADS: usize = 4096;
@@ -70,7 +71,7 @@ impl DeviceArgs {
                 Err(error) => {
                     // Where there is no GPU, nobody expects one.
                     if cuda::gpus().is_ok_and(|gpus| !gpus.is_empty()) {
-                        eprintln!("trimtab: computing on the CPU: {error}");
+                        say(format_args!("computing on the CPU: {error}"));
                     }
                     self.on_cpu(job)
                 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -15,8 +15,8 @@ use crate::text::Prompt;
 struct PromptLine {
     prompt: Prompt,
     /// Read from every line that has one: [`Item::id`].
-    #[serde(default, rename = "id")]
-    _id: IgnoredAny,
+    #[serde(rename = "id")]
+    _id: Option<Value>,
 }
 
 /// One line of a file, or why it is none.
@@ -45,8 +45,12 @@ pub fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<Item<T>>> {
         .map(|(index, text)| {
             let line = index + 1;
             let refuse = |reason| Error::Line { path: path.to_owned(), line, reason };
-            let content = serde_json::from_slice(text);
-            let content = content.map_err(|error| refuse(in_line(&error.to_string())));
+            // serde takes a list for an object: its fields in order.
+            let content = match text.trim_ascii_start().first() {
+                Some(b'[') => Err(refuse("must be an object, not a list".into())),
+                _ => serde_json::from_slice(text)
+                    .map_err(|error| refuse(in_line(&error.to_string()))),
+            };
             match serde_json::from_slice(text).ok().and_then(|Named { id }| id) {
                 Some(id @ (Value::String(_) | Value::Number(_))) => Item { line, id, content },
                 None => Item { line, id: line.into(), content },

@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Result;
+use crate::server::say;
 use crate::text::panics_are_caught;
 
 /// Steers a large frozen language model with two small ones: weak-to-strong search.
@@ -78,7 +79,7 @@ pub fn main() -> ExitCode {
         Ok(Done::WithFailures) => ExitCode::from(2),
         Err(error) if stdout::is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("trimtab: {error}");
+            say(error);
             ExitCode::from(2)
         }
     }

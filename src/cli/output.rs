@@ -132,25 +132,36 @@ impl Sink {
         if target.trace.is_some_and(is_stdout) {
             return Err(Error::flag("--trace", "needs a file: answers may go to stdout"));
         }
-        if target.trace.is_some() && target.trace == target.output {
-            return Err(Error::flag("--trace", "must be another file than --output"));
+        let taken = target.output.map(|path| [path.to_owned(), settings_path(path)]);
+        if target.trace.is_some_and(|path| taken.iter().flatten().any(|taken| taken == path)) {
+            let reason = "must be another file than --output, and than its settings";
+            return Err(Error::flag("--trace", reason));
         }
-        let output = target.output.map(|path| create(path, target.resume)).transpose()?;
+        if target.resume && target.output.is_none() {
+            return Err(Error::flag("--resume", "needs --output, the file to go on with"));
+        }
+        let mut output = target.output.map(|path| create(path, target.resume)).transpose()?;
         let trace = target.trace.map(|path| create(path, target.resume)).transpose();
-        let trace = trace.inspect_err(|_| output.iter().for_each(Created::discard))?;
-        let (finished, output) = match output {
-            Some(mut output) => (begin(&mut output, target, items)?, output.into_output()),
-            None if target.resume => {
-                return Err(Error::flag("--resume", "needs --output, the file to go on with"));
+        let begun = trace.and_then(|mut trace| {
+            let begun = output.as_mut().map(|output| begin(output, target, items)).transpose();
+            let cut = begun.and_then(|finished| {
+                let finished = finished.unwrap_or(0);
+                trace.as_mut().map_or(Ok(()), |trace| cut_trace(trace, &items[..finished]))?;
+                Ok(finished)
+            });
+            match cut {
+                Ok(finished) => Ok((finished, trace)),
+                Err(error) => {
+                    trace.iter().for_each(Created::discard);
+                    Err(error)
+                }
             }
-            None => (0, Output { path: STDOUT.into(), writer: Box::new(std::io::stdout()) }),
-        };
-        let trace = trace.map(|mut trace| {
-            cut_trace(&mut trace, &items[..finished])?;
-            Ok(trace.into_output())
         });
-        let waiting = BTreeMap::new();
-        Ok((Self { output, trace: trace.transpose()?, next: finished, waiting }, finished))
+        let (finished, trace) = begun.inspect_err(|_| output.iter().for_each(Created::discard))?;
+        let stdout = || Output { path: STDOUT.into(), writer: Box::new(std::io::stdout()) };
+        let output = output.map_or_else(stdout, Created::into_output);
+        let (trace, waiting) = (trace.map(Created::into_output), BTreeMap::new());
+        Ok((Self { output, trace, next: finished, waiting }, finished))
     }
 
     /// Takes the answer of item `index`, counted from 0, and writes all that are due.

@@ -1,8 +1,12 @@
 //! How far a command has come, on stderr.
 
+use std::fmt::Display;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::server::say;
 
 /// A bar on a terminal, nothing elsewhere; a closing line on both.
 pub struct Progress {
@@ -35,8 +39,8 @@ impl Progress {
     }
 
     /// A message above the bar.
-    pub fn say(&self, message: &str) {
-        self.bar.suspend(|| eprintln!("{message}"));
+    pub fn say(&self, message: impl Display) {
+        self.bar.suspend(|| say(message));
     }
 
     /// Removes the bar and sums up.
@@ -45,7 +49,9 @@ impl Progress {
         let (done, of, tokens, rate) = (self.done, self.of, self.tokens, self.rate());
         let seconds = self.started.elapsed().as_secs_f64();
         let prompts = if done == 1 { "prompt" } else { "prompts" };
-        eprintln!(
+        // Whoever does not read it has the results.
+        let _ = writeln!(
+            std::io::stderr(),
             "{done} {prompts}, {tokens} {of} in {seconds:.2} s ({rate:.0} tokens/s) on {device}"
         );
     }

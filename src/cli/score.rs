@@ -119,7 +119,7 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
                             Error::Line { path: path.clone(), line: item.line, reason }.to_string()
                         }
                     };
-                    progress.say(&format!("trimtab: {error}"));
+                    progress.say(&error);
                     json_line(&FailureLine { line: item.line, id: &item.id, error })
                 }
             };

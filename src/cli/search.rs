@@ -73,6 +73,7 @@ impl Args {
         let (base, fingerprint) = self.base.fingerprint()?;
         let search = &self.search;
         Ok(json!({
+            "version": env!("CARGO_PKG_VERSION"),
             "arithmetic": arithmetic,
             base: fingerprint,
             "fingerprints and weights of the guide's pairs": pairs.collect::<Result<Vec<_>>>()?,
@@ -152,7 +153,7 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let mut fail = |sink: &mut Sink, progress: &Progress, index: usize, error: &Error| {
         done = Done::WithFailures;
         let id = &items[index].id;
-        progress.say(&format!("trimtab: prompt {id}: {error}"));
+        progress.say(format_args!("prompt {id}: {error}"));
         if plain {
             return Ok(());
         }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::Lifetime;
 use crate::scheduler::Scheduler;
 use crate::search::Settings;
-use crate::server::{Defaults, HttpOptions, Limits, Options, Origin, Origins, Server};
+use crate::server::{Defaults, HttpOptions, Limits, Options, Origin, Origins, Server, say};
 use crate::text::Prompt;
 
 /// A prompt that every model can read.
@@ -80,7 +80,7 @@ pub struct Args {
     /// may be repeated
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<Origin>,
-    /// Write a line to stderr for each request, with nothing of prompts and answers in it
+    /// Write a line to stderr for each request to the API, with nothing of prompts and answers in it
     #[arg(long)]
     log_requests: bool,
     #[command(flatten)]
@@ -188,7 +188,7 @@ impl BackendArgs {
         // Where the plainest request could never run, none could that does not say otherwise.
         scheduler.submit(0, &Prompt::Text(PLAINEST.into()), settings)?;
         scheduler.cancel(0);
-        let ready = || eprintln!("trimtab: ready on {}", memory::describe(&**backend));
+        let ready = || say(format_args!("ready on {}", memory::describe(&**backend)));
         let ended = server.run(scheduler, ready);
         Ok(if ended.is_ok() { Done::Well } else { Done::WithFailures })
     }
@@ -221,6 +221,10 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
         let advice = "write an address, such as 127.0.0.1, or 0.0.0.0 for all of this machine's";
         Error::flag("--host", format!("{host:?} has no address: {reason}; {advice}"))
     };
+    // To a resolver 0 is 0.0.0.0, and 1 is 0.0.0.1.
+    if host.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(refuse("it is a number"));
+    }
     let found = (host, port).to_socket_addrs().map_err(|error| refuse(&error.to_string()))?;
     let addresses: Vec<SocketAddr> = found.collect();
     let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
@@ -242,7 +246,7 @@ pub fn run(args: Args) -> Result<Done> {
     let address = resolve(&host, port)?;
     backend.run(|options| {
         let (server, address) = Server::http(address, http, options)?;
-        eprintln!("trimtab: listening on http://{address}");
+        say(format_args!("listening on http://{address}"));
         Ok(server)
     })
 }

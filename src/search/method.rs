@@ -104,7 +104,11 @@ impl<'de> Deserialize<'de> for ChunkLen {
         }
         match Wire::deserialize(deserializer)? {
             Wire::Number(number) => Ok(Self(Some(number))),
-            Wire::Float(number) if number as usize as f64 == number => {
+            // Beyond 2^53 a float does not say which whole number was meant.
+            Wire::Float(number)
+                if number.fract() == 0.0
+                    && (0.0..(1_u64 << f64::MANTISSA_DIGITS) as f64).contains(&number) =>
+            {
                 Ok(Self(Some(number as usize)))
             }
             Wire::Text(text) if text == "inf" => Ok(Self(None)),

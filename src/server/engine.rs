@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::gate::Gate;
+use super::log::say;
 use super::metrics::Metrics;
 use super::refusal::Refusal;
 use crate::error::Error;
@@ -308,7 +309,12 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
                     active.report(&outcome.trace, &outcome.response.to_text());
                     active.send(Event::Done(Box::new(outcome)));
                 }
-                Err(error) => active.send(Event::Failed(Arc::new(error))),
+                Err(error) => {
+                    if matches!(error, Error::Remote { .. }) {
+                        say(&error);
+                    }
+                    active.send(Event::Failed(Arc::new(error)));
+                }
             }
         }
     }
@@ -316,7 +322,7 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
     /// The device failed: nobody who runs or waits can be answered. If it has failed for good, who
     /// comes later cannot either.
     fn fail_all(&mut self, error: Error) {
-        eprintln!("trimtab: {error}");
+        say(&error);
         let error = Arc::new(error);
         if error.is_final() {
             self.gate.fail(Refusal::from_engine(&error, ""));

@@ -3,7 +3,7 @@
 //!
 //! A field that nothing here can honour is taken where it changes no answer: it labels or routes a
 //! request, or its value says what is so anyway. Clients send such fields unasked. `null` says
-//! nothing, whatever the field. All else is refused by its name.
+//! nothing in any field that is known. All else is refused by its name.
 
 use std::fmt;
 

@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
 use super::api::{Api, Reply, takes_body};
-use super::log::Tally;
+use super::log::{Tally, say};
 use super::origin::{Origins, preflight};
 use super::refusal::Refusal;
 
@@ -91,7 +91,7 @@ async fn listen(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most likely: others will be closed.
-                eprintln!("trimtab: cannot accept a connection: {error}");
+                say(format_args!("cannot accept a connection: {error}"));
                 sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -132,10 +132,10 @@ async fn stopped(api: &Api) {
     };
     tokio::select! {
         () = signalled() => {
-            eprintln!("trimtab: answering the last requests; a second signal stops at once");
+            say("answering the last requests; a second signal stops at once");
         }
         () = api.gate.failed() => {
-            eprintln!("trimtab: ending: the device works again only for a new process");
+            say("ending: the device works again only for a new process");
         }
     }
     tokio::select! {

@@ -1,9 +1,15 @@
-//! The log of requests: a line for each, once it is over. Of prompts and answers it has the number
-//! of tokens, and nothing else.
+//! What is said on stderr. The log of requests: a line for each, once it is over. Of prompts and answers it
+//! has the number of tokens, and nothing else.
 
+use std::fmt::Display;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+/// Says something on stderr. Who does not read it shall still be served: that is no error.
+pub fn say(message: impl Display) {
+    let _ = writeln!(std::io::stderr(), "trimtab: {message}");
+}
 
 /// What a request was answered with; clones count together.
 #[derive(Clone, Default)]
@@ -41,12 +47,10 @@ impl Tally {
         let counts = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Counts { answers, prompt_tokens, answer_tokens } = counts;
         let prompt_tokens = prompt_tokens.map_or("-".to_owned(), |tokens| tokens.to_string());
-        // Who does not read the log shall still be served.
-        let _ = writeln!(
-            std::io::stderr(),
-            "trimtab: method={method} path={path} status={status} answers={answers} \
+        say(format_args!(
+            "method={method} path={path} status={status} answers={answers} \
              prompt_tokens={prompt_tokens} answer_tokens={answer_tokens} seconds={:.3}",
             time.as_secs_f64()
-        );
+        ));
     }
 }

@@ -72,7 +72,7 @@ impl Visitor<'_> for Whole {
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<i128, E> {
         // Beyond 2^53 a float does not say which whole number was meant.
-        let exact = number.fract() == 0.0 && number.abs() <= (1_u64 << f64::MANTISSA_DIGITS) as f64;
+        let exact = number.fract() == 0.0 && number.abs() < (1_u64 << f64::MANTISSA_DIGITS) as f64;
         let found = Unexpected::Float(number);
         if exact {
             self.bounded(number as i128, found)

@@ -132,9 +132,9 @@ impl Refusal {
                 }
                 None => Self::internal(message),
             },
-            // Where that server is, is not for everybody.
-            Error::Remote { reason, .. } => {
-                Self::new(502, "server_error", format!("the base model's server failed: {reason}"))
+            // Where that server is, and what it says, is not for everybody: the engine has it on stderr.
+            Error::Remote { .. } => {
+                Self::new(502, "server_error", "the base model's server failed; the log says how")
             }
             Error::ContextTooShort { model, context, tokens, new_tokens } => {
                 let message = format!(

@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::api::{Api, Reply, takes_body};
 use super::fields::{Fields, Object};
-use super::log::Tally;
+use super::log::{Tally, say};
 use super::refusal::Refusal;
 use super::wire::read;
 
@@ -64,7 +64,7 @@ fn read_lines(limit: usize, lines: &mpsc::Sender<(usize, Result<Vec<u8>, Refusal
             Ok(0) => return,
             Ok(_) => {}
             Err(error) => {
-                eprintln!("trimtab: cannot read standard input: {error}");
+                say(format_args!("cannot read standard input: {error}"));
                 return;
             }
         }
@@ -145,7 +145,10 @@ async fn answer(
         let key = id.to_string();
         if lock(&open).contains_key(&key) {
             let refusal = Refusal::field("id", "is that of a request that is being answered");
-            let _ = output.send(refused(&id, &refusal)).await;
+            // Its number tells it from that request's own answer.
+            let mut reply = refused(&id, &refusal);
+            reply["line"] = number.into();
+            let _ = output.send(reply).await;
             continue;
         }
         let (cancel, cancelled) = oneshot::channel();
@@ -169,8 +172,13 @@ async fn answer(
 
 /// The id of a line that has one, whatever else is wrong with it.
 fn id_of(line: &[u8]) -> Value {
-    let line = serde_json::from_slice::<Value>(line).ok();
-    line.and_then(|mut line| line.get_mut("id").map(Value::take)).unwrap_or_default()
+    #[derive(Deserialize)]
+    struct Named {
+        id: Value,
+    }
+    let is_object = line.trim_ascii_start().starts_with(b"{");
+    let named = is_object.then(|| serde_json::from_slice(line).ok()).flatten();
+    named.map(|Named { id }| id).unwrap_or_default()
 }
 
 fn lock(open: &Open) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<()>>> {

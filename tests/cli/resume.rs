@@ -131,6 +131,14 @@ fn a_run_goes_on_with_the_same_models_alone() {
     };
     stdout(&go_on(&copy("elsewhere", "gpt2_tuned")));
     assert_refused(&go_on(&copy("other", "gpt2")), "fingerprints and weights of the guide's pairs");
+    // One bit of one number.
+    let changed = copy("changed", "gpt2_tuned");
+    let weights = Path::new(&changed).join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    assert_refused(&go_on(&changed), "fingerprints and weights of the guide's pairs");
     let settings = String::from_utf8(run.read("first.settings.json")).unwrap();
     let other = settings.replace("\"arithmetic\": \"", "\"arithmetic\": \"not ");
     std::fs::write(run.path("first.settings.json"), other).unwrap();
@@ -151,6 +159,14 @@ fn a_run_that_cannot_begin_leaves_nothing() {
     assert_refused(&to(&output, &nowhere), "cannot create");
     assert_refused(&to(&output, &output), "--trace must be another file");
     assert_refused(&to(&output, "-"), "--trace needs a file");
+    let settings = format!("{output}.settings.json");
+    assert_refused(&to(&output, &settings), "--trace must be another file than --output, and than");
+    let trace = run.path("trace");
+    let alone = search(&["--prompt", "A", "--resume", "--trace", &trace]);
+    assert_refused(&alone, "--resume needs --output");
+    std::fs::create_dir(&settings).unwrap();
+    assert_refused(&to(&output, &trace), "cannot write to");
+    std::fs::remove_dir(&settings).unwrap();
     let folder = run.folder.path().to_str().unwrap();
     assert_refused(&to(folder, &nowhere), "it is a folder; name a file");
     let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().file_name()).collect();

@@ -82,16 +82,20 @@ fn scores_carry_the_ids_of_their_lines() {
         "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":7,\"unknown\":1}\n",
         "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":[]}\n",
         "\"The film\"\n",
+        "[\"The film\",\" is\",true,\"k\"]\n",
+        "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":1e400}\n",
     );
     let output = score(&write(folder.path(), lines_in), &["--bos", "never"]);
     assert_eq!(output.status.code(), Some(2));
     let answers = lines(&String::from_utf8(output.stdout).unwrap());
     let ids: Vec<Value> = answers.iter().map(|answer| answer["id"].clone()).collect();
-    assert_eq!(ids, ["a".into(), Value::from(7), 3.into(), 4.into()]);
+    assert_eq!(ids, ["a".into(), Value::from(7), 3.into(), 4.into(), 5.into(), 6.into()]);
     for (answer, part) in answers[1..].iter().zip([
         "unknown field `unknown`",
         "id must be a string or a number",
         "expected an object {\"prompt\": …, \"response\": …}",
+        "must be an object, not a list",
+        "number out of range",
     ]) {
         let reason = answer["error"].as_str().unwrap();
         assert!(reason.contains(part), "{reason}");

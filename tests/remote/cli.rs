@@ -207,3 +207,31 @@ fn trouble_is_told_while_it_lasts() {
     assert_eq!(errors.matches("it will be asked again").count(), 1, "{errors}");
     assert!(errors.contains("(asked 3 times)"), "{errors}");
 }
+
+/// Goal: whoever does not read what is said on stderr has the error all the same, and does not wait for ever.
+#[test]
+fn nobody_has_to_read_what_is_said() {
+    let server = scripted();
+    let url = server.url.clone();
+    drop(server);
+    let (reader, stderr) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_trimtab"))
+        .args(["search", "--base-url", &url, "--base-model", "m", "--base-retries", "1"])
+        .args(["--method", "sample", "--prompt", "x", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > Duration::from_secs(60) {
+            child.kill().unwrap();
+            panic!("it waits for ever");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(2) && said.contains("(asked 2 times)"), "{said}");
+}

@@ -53,7 +53,7 @@ class Worker:
                 # Ray starts another worker and runs the shard again.
                 os._exit(1)
             answer = json.loads(line)
-            if answer["status"] == 503:
+            if answer["status"] == 503 and answer["body"]["error"]["code"] == "device_failed":
                 # Its device has failed: likewise.
                 os._exit(1)
             answers[answer["id"]] = answer
