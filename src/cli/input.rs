@@ -46,11 +46,12 @@ pub fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<Item<T>>> {
             let line = index + 1;
             let refuse = |reason| Error::Line { path: path.to_owned(), line, reason };
             // serde takes a list for an object: its fields in order.
-            let content = match text.trim_ascii_start().first() {
-                Some(b'[') => Err(refuse("must be an object, not a list".into())),
-                _ => serde_json::from_slice(text)
-                    .map_err(|error| refuse(in_line(&error.to_string()))),
-            };
+            if text.trim_ascii_start().starts_with(b"[") {
+                let content = Err(refuse("must be an object, not a list".into()));
+                return Item { line, id: line.into(), content };
+            }
+            let content = serde_json::from_slice(text);
+            let content = content.map_err(|error| refuse(in_line(&error.to_string())));
             match serde_json::from_slice(text).ok().and_then(|Named { id }| id) {
                 Some(id @ (Value::String(_) | Value::Number(_))) => Item { line, id, content },
                 None => Item { line, id: line.into(), content },

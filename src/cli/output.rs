@@ -140,24 +140,16 @@ impl Sink {
         if target.resume && target.output.is_none() {
             return Err(Error::flag("--resume", "needs --output, the file to go on with"));
         }
-        let mut output = target.output.map(|path| create(path, target.resume)).transpose()?;
-        let trace = target.trace.map(|path| create(path, target.resume)).transpose();
-        let begun = trace.and_then(|mut trace| {
-            let begun = output.as_mut().map(|output| begin(output, target, items)).transpose();
-            let cut = begun.and_then(|finished| {
-                let finished = finished.unwrap_or(0);
-                trace.as_mut().map_or(Ok(()), |trace| cut_trace(trace, &items[..finished]))?;
-                Ok(finished)
-            });
-            match cut {
-                Ok(finished) => Ok((finished, trace)),
-                Err(error) => {
-                    trace.iter().for_each(Created::discard);
-                    Err(error)
-                }
-            }
-        });
-        let (finished, trace) = begun.inspect_err(|_| output.iter().for_each(Created::discard))?;
+        let create = |path| Created::open(path, target.resume);
+        let mut output = target.output.map(create).transpose()?;
+        let mut trace = target.trace.map(create).transpose()?;
+        let finished = match &mut output {
+            Some(output) => begin(output, target, items)?,
+            None => 0,
+        };
+        if let Some(trace) = &mut trace {
+            cut_trace(trace, &items[..finished])?;
+        }
         let stdout = || Output { path: STDOUT.into(), writer: Box::new(std::io::stdout()) };
         let output = output.map_or_else(stdout, Created::into_output);
         let (trace, waiting) = (trace.map(Created::into_output), BTreeMap::new());
@@ -195,43 +187,48 @@ fn settings_path(output: &Path) -> PathBuf {
 struct Created {
     path: PathBuf,
     file: File,
-    /// It was not there before.
-    new: bool,
+    undo: Undo,
+}
+
+/// Removes a file that was not there before, unless it is kept.
+struct Undo(Option<PathBuf>);
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        // What cannot be removed is empty, and whoever finds it is told that it exists.
+        let _ = self.0.take().map(std::fs::remove_file);
+    }
 }
 
 impl Created {
+    /// Opens a file that must be new unless `resume`.
+    fn open(path: &Path, resume: bool) -> Result<Self> {
+        let refuse = |action, reason: &str| Error::io(action, path)(std::io::Error::other(reason));
+        if path.is_dir() {
+            return Err(refuse("create", "it is a folder; name a file"));
+        }
+        let new = !path.exists();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(resume).create_new(!resume);
+        let file = options.open(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                refuse("create", "it exists; go on with it by --resume, or name another file")
+            }
+            _ => Error::io("create", path)(source),
+        })?;
+        if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
+            return Err(refuse("write to", "another process is writing to it"));
+        }
+        let path = path.to_owned();
+        Ok(Self { undo: Undo(new.then(|| path.clone())), path, file })
+    }
+
+    /// The file, which stays.
     fn into_output(self) -> Output {
-        Output { path: self.path, writer: Box::new(self.file) }
+        let Self { path, file, mut undo } = self;
+        undo.0 = None;
+        Output { path, writer: Box::new(file) }
     }
-
-    /// Leaves things as they were.
-    fn discard(&self) {
-        if self.new {
-            // What cannot be removed is empty, and whoever finds it is told that it exists.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Opens a file that must be new unless `resume`.
-fn create(path: &Path, resume: bool) -> Result<Created> {
-    let refuse = |action, reason: &str| Error::io(action, path)(std::io::Error::other(reason));
-    if path.is_dir() {
-        return Err(refuse("create", "it is a folder; name a file"));
-    }
-    let new = !path.exists();
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(resume).create_new(!resume);
-    let file = options.open(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::AlreadyExists => {
-            refuse("create", "it exists; go on with it by --resume, or name another file")
-        }
-        _ => Error::io("create", path)(source),
-    })?;
-    if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
-        return Err(refuse("write to", "another process is writing to it"));
-    }
-    Ok(Created { path: path.to_owned(), file, new })
 }
 
 /// Holds an output that goes on to the settings that it was begun with, or writes those of a new one.

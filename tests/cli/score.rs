@@ -82,7 +82,7 @@ fn scores_carry_the_ids_of_their_lines() {
         "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":7,\"unknown\":1}\n",
         "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":[]}\n",
         "\"The film\"\n",
-        "[\"The film\",\" is\",true,\"k\"]\n",
+        "[\"k\"]\n",
         "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":1e400}\n",
     );
     let output = score(&write(folder.path(), lines_in), &["--bos", "never"]);
