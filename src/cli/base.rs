@@ -7,8 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::models;
-use super::models::{Described, Plan};
+use super::models::{self, Described, Plan};
 use crate::error::{Error, Result};
 use crate::proposer::{ApiKey, Endpoint, RemoteFormat, RemoteProposer};
 use crate::server::say;

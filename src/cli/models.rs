@@ -278,8 +278,8 @@ pub fn load<B: Backend>(
             require_same_vocabulary(base, &pair.tuned, advice)?;
         }
     }
-    let prompted = base.folder().into_iter().chain(pairs.iter().map(|pair| &pair.tuned));
-    prompted.into_iter().try_for_each(|model| model.check(chat, bos))?;
+    let mut prompted = base.folder().into_iter().chain(pairs.iter().map(|pair| &pair.tuned));
+    prompted.try_for_each(|model| model.check(chat, bos))?;
     let contexts = pairs.iter().flat_map(|pair| [&pair.tuned, &pair.untuned]).chain(base.folder());
     let context = contexts.map(|model| model.config.context).max().unwrap_or(0);
     // Text that another tokenizer reads may need more pages.
