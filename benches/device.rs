@@ -165,27 +165,50 @@ impl<B: Backend> Bench<'_, B> {
         Ok(())
     }
 
+    /// A product that is rounded to bf16, with one matrix of `inputs` by `outputs` or with two, for each count
+    /// of rows.
+    fn matmul(
+        &mut self,
+        name: &str,
+        counts: &[usize],
+        (matrices, inputs, outputs): (usize, usize, usize),
+        op: impl Fn(usize, &B::Buffer<bf16>, [&B::Matrix; 2], &mut B::Buffer<bf16>) -> Result<()>,
+    ) -> Result<()> {
+        let weights = self.matrices(outputs, inputs)?;
+        for &count in counts {
+            let x = self.numbers::<bf16>(count * inputs)?;
+            let mut out = self.numbers::<bf16>(count * outputs)?;
+            let bytes = 2 * (matrices * inputs * outputs + count * (inputs + outputs));
+            self.row(name, count, bytes, 2 * matrices * count * inputs * outputs, |turn| {
+                let weight = |at: usize| &weights[(turn * matrices + at) % weights.len()];
+                op(count, &x, [weight(0), weight(1)], &mut out)
+            })?;
+        }
+        Ok(())
+    }
+
     /// The matmuls of a layer, and the log-probabilities of given tokens, of so many rows each.
     fn products(&mut self, counts: &[usize]) -> Result<()> {
         let backend = self.backend;
         let Config { heads, width, feed_forward, vocab, .. } = self.config;
-        let gated = match self.config.activation {
-            Activation::Gelu => 1,
-            Activation::SiluGate => 2,
-        };
-        for (name, inputs, outputs) in
-            [("matmul qkv", width, heads.qkv_width()), ("matmul up", width, gated * feed_forward)]
-        {
-            let weights = self.matrices(outputs, inputs)?;
-            for &count in counts {
-                let x = self.numbers::<bf16>(count * inputs)?;
-                let mut out = self.numbers::<bf16>(count * outputs)?;
-                let bytes = 2 * (inputs * outputs + count * (inputs + outputs));
-                self.row(name, count, bytes, 2 * count * inputs * outputs, |turn| {
-                    backend.matmul(count, &x, &weights[turn % weights.len()], None, &mut out)
-                })?;
+        let qkv = (1, width, heads.qkv_width());
+        self.matmul("matmul qkv", counts, qkv, |count, x, [weight, _], out| {
+            backend.matmul(count, x, weight, None, out)
+        })?;
+        match self.config.activation {
+            Activation::Gelu => {
+                let up = (1, width, feed_forward);
+                self.matmul("matmul_gelu up", counts, up, |count, x, [weight, _], out| {
+                    backend.matmul_gelu(count, x, weight, None, out)
+                })
             }
-        }
+            Activation::SiluGate => {
+                let up = (2, width, feed_forward);
+                self.matmul("matmul_silu_gate up", counts, up, |count, x, [gate, up], out| {
+                    backend.matmul_silu_gate(count, x, gate, up, None, out)
+                })
+            }
+        }?;
         for (name, inputs) in
             [("matmul_add output", heads.query_width()), ("matmul_add down", feed_forward)]
         {
@@ -226,10 +249,10 @@ impl<B: Backend> Bench<'_, B> {
     /// What walks over rows.
     fn rowwise(&mut self, count: usize) -> Result<()> {
         let backend = self.backend;
-        let Config { width, feed_forward, vocab, context, heads, .. } = self.config;
+        let Config { width, vocab, context, heads, .. } = self.config;
         let (x, weight) = (self.numbers::<f32>(count * width)?, self.numbers::<f32>(width)?);
         let mut out = self.numbers::<f32>(count * width)?;
-        let mut half = self.numbers::<bf16>(count * 2 * feed_forward)?;
+        let mut half = self.numbers::<bf16>(count * width)?;
         let ids = self.upload(&(0..count as u32).map(|row| row * 61).collect::<Vec<_>>())?;
         let table = self.matrices(vocab, width)?;
         self.row("embed", count, 6 * count * width, 0, |turn| {
@@ -239,17 +262,17 @@ impl<B: Backend> Bench<'_, B> {
         match self.config.norm {
             Norm::Rms(eps) => self.row("rms_norm", count, 6 * count * width, 0, |_| {
                 backend.rms_norm(count, &x, &weight, eps, &mut half)
-            })?,
+            }),
             Norm::Layer(eps) => self.row("layer_norm", count, 6 * count * width, 0, |_| {
                 backend.layer_norm(count, &x, &weight, &weight, eps, &mut half)
-            })?,
-        }
+            }),
+        }?;
         match self.config.position {
             Position::Learned => {
                 let table = self.matrices(context, width)?;
                 self.row("embed_add", count, 10 * count * width, 0, |turn| {
                     backend.embed_add(count, &ids, &table[turn % table.len()], &mut out)
-                })?;
+                })
             }
             Position::Rotary(_) => {
                 let cos_sin = self.numbers::<f32>(count * 61 * heads.dim)?;
@@ -257,17 +280,6 @@ impl<B: Backend> Bench<'_, B> {
                 let turned = (heads.query + heads.kv) * heads.dim;
                 self.row("rope", count, count * (4 * turned + 4 * heads.dim), 0, |_| {
                     backend.rope(count, heads, &ids, &cos_sin, &mut qkv)
-                })?;
-            }
-        }
-        match self.config.activation {
-            Activation::Gelu => self.row("gelu", count, 4 * count * feed_forward, 0, |_| {
-                backend.gelu(count, feed_forward, &mut half)
-            }),
-            Activation::SiluGate => {
-                let mut gated = self.numbers::<bf16>(count * feed_forward)?;
-                self.row("silu_gate", count, 6 * count * feed_forward, 0, |_| {
-                    backend.silu_gate(count, feed_forward, &half, &mut gated)
                 })
             }
         }

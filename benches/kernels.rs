@@ -72,11 +72,6 @@ fn rowwise(c: &mut Criterion) {
     group.bench_function("layer_norm", |b| {
         b.iter(|| cpu.layer_norm(ROWS, &x, &vector, &vector, 1e-5, &mut half).unwrap());
     });
-    group.bench_function("gelu", |b| b.iter(|| cpu.gelu(ROWS, 4 * WIDTH, &mut half).unwrap()));
-    let mut gated = numbers::<bf16>(&cpu, ROWS * 2 * WIDTH);
-    group.bench_function("silu_gate", |b| {
-        b.iter(|| cpu.silu_gate(ROWS, 2 * WIDTH, &half, &mut gated).unwrap());
-    });
     let table = numbers::<f32>(&cpu, 1024 * HEADS.dim);
     let mut qkv = numbers::<bf16>(&cpu, ROWS * HEADS.qkv_width());
     group.bench_function("rope", |b| {
@@ -91,8 +86,8 @@ fn matmuls(c: &mut Criterion) {
     for (inputs, outputs) in [(WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)] {
         // Several layers' worth, so that the weights come from memory and not from a cache.
         let weights: Vec<_> = (0..16).map(|_| weight(&cpu, outputs, inputs)).collect();
-        group.throughput(Throughput::Bytes((2 * inputs * outputs) as u64));
         for rows in [1, 4, 16, 64, 512] {
+            group.throughput(Throughput::Bytes((2 * inputs * outputs) as u64));
             let x = numbers::<bf16>(&cpu, rows * inputs);
             let mut out = numbers::<bf16>(&cpu, rows * outputs);
             let mut residual = numbers::<f32>(&cpu, rows * outputs);
@@ -101,9 +96,21 @@ fn matmuls(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new("matmul", &shape), |b| {
                 b.iter(|| cpu.matmul(rows, &x, turn.next().unwrap(), None, &mut out).unwrap());
             });
+            group.bench_function(BenchmarkId::new("matmul_gelu", &shape), |b| {
+                b.iter(|| cpu.matmul_gelu(rows, &x, turn.next().unwrap(), None, &mut out).unwrap());
+            });
             group.bench_function(BenchmarkId::new("matmul_add", &shape), |b| {
                 b.iter(|| {
                     cpu.matmul_add(rows, &x, turn.next().unwrap(), None, &mut residual).unwrap();
+                });
+            });
+            let mut turn = weights.chunks_exact(2).cycle();
+            let pair = format!("{rows} x {inputs} -> 2 x {outputs}");
+            group.throughput(Throughput::Bytes((4 * inputs * outputs) as u64));
+            group.bench_function(BenchmarkId::new("matmul_silu_gate", &pair), |b| {
+                b.iter(|| {
+                    let [gate, up] = turn.next().unwrap() else { unreachable!("chunks of two") };
+                    cpu.matmul_silu_gate(rows, &x, gate, up, None, &mut out).unwrap();
                 });
             });
         }

@@ -1,4 +1,4 @@
-// x · weightᵀ on tensor cores, for matmul, matmul_add, logits and logprobs.
+// x · weightᵀ on tensor cores, for matmul and its kin, logits and logprobs.
 //
 // A sum over the inner dimension has ONE order, whatever kernel computes it and whatever rows
 // share the batch: the dimension is cut into SLICES equal parts; each is added up from its start,
@@ -49,28 +49,49 @@ __device__ inline void mma_step(float (&sums)[4], uint4 upper, uint4 lower, uint
   mma(sums, {upper.z, lower.z, upper.w, lower.w}, {x.z, x.w});
 }
 
+// ---- whose sums: the rows of one matrix, or of two ----
+//
+// A block takes some of all lines of weights, 16 of which are an mma's.
+
+// A line is a row.
+struct One {
+  static constexpr bool PAIR = false;
+  const bf16 *weight;
+  __device__ static unsigned output(unsigned line) { return line; }
+  __device__ const bf16 *of(unsigned) const { return weight; }
+};
+
+// Two matrices of one shape take turns of 8 lines: so the sums of both for an output are one thread's.
+struct Pair {
+  static constexpr bool PAIR = true;
+  const bf16 *first, *second;
+  __device__ static unsigned output(unsigned line) { return line / 16 * 8 + line % 8; }
+  __device__ const bf16 *of(unsigned line) const { return line % 16 < 8 ? first : second; }
+};
+
 // ---- few rows: each weight is read once, from memory to registers ----
 //
-// grid: outputs / 16 x rows / (8 * TILES); block: SLICES warps, a slice each. Bound by the weights'
+// grid: lines / 16 x rows / (8 * TILES); block: SLICES warps, a slice each. Bound by the weights'
 // bytes: 4 steps (2 x 16 bytes a thread each) are under way before the first is used. The rows of x
 // are the same for all blocks of a processor, which find them in the L1.
 
 constexpr unsigned FEW_THREADS = SLICES * 32;
-constexpr unsigned FEW_OUTPUTS = 16;
+constexpr unsigned FEW_LINES = 16;
 // Blocks that a processor should hold at a time.
 __host__ __device__ constexpr unsigned few_resident(unsigned tiles) { return tiles <= 2 ? 3 : 2; }
 
-template <unsigned TILES, bool ALIGNED, class Store>
-__device__ __forceinline__ void product_few(const ProductParams &p, Store store) {
-  SHARED(float, slices);  // [SLICES, FEW_OUTPUTS, TILES * 8]
+template <unsigned TILES, bool ALIGNED, class Weights, class Store>
+__device__ __forceinline__ void product_few(const ProductParams &p, Weights weights, Store store) {
+  SHARED(float, slices);  // [SLICES, FEW_LINES, TILES * 8]
   // Steps under way: as many of x as there are registers for.
   constexpr unsigned AHEAD = ALIGNED ? 4 : 1;
   constexpr unsigned X_AHEAD = !ALIGNED ? 1 : TILES == 1 ? 4 : TILES == 2 ? 2 : 1;
   unsigned lane = threadIdx.x % 32, slice = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
-  unsigned first_output = blockIdx.x * FEW_OUTPUTS, first_row = blockIdx.y * TILES * 8;
+  unsigned first_line = blockIdx.x * FEW_LINES, first_row = blockIdx.y * TILES * 8;
   // Rows and outputs beyond the end repeat the last one; their sums are not stored.
   auto weight_row = [&](unsigned at) {
-    return p.weight + size_t(min(first_output + at, p.outputs - 1)) * p.inputs;
+    unsigned output = min(Weights::output(first_line + at), p.outputs - 1);
+    return weights.of(first_line + at) + size_t(output) * p.inputs;
   };
   const bf16 *upper_row = weight_row(group), *lower_row = weight_row(group + 8);
   const bf16 *x_rows[TILES];
@@ -113,60 +134,77 @@ __device__ __forceinline__ void product_few(const ProductParams &p, Store store)
   }
 
   constexpr unsigned WIDTH = TILES * 8;
-  float *mine = slices + slice * FEW_OUTPUTS * WIDTH;
+  float *mine = slices + slice * FEW_LINES * WIDTH;
 #pragma unroll
   for (unsigned tile = 0; tile < TILES; tile++) {
 #pragma unroll
     for (unsigned i = 0; i < 4; i++) {
-      unsigned output = group + i / 2 * 8, row = tile * 8 + 2 * quad + i % 2;
-      mine[output * WIDTH + row] = sums[tile][i];
+      unsigned line = group + i / 2 * 8, row = tile * 8 + 2 * quad + i % 2;
+      mine[line * WIDTH + row] = sums[tile][i];
     }
   }
   __syncthreads();
-  for (unsigned i = threadIdx.x; i < FEW_OUTPUTS * WIDTH; i += FEW_THREADS) {
-    unsigned row = first_row + i / FEW_OUTPUTS, output = first_output + i % FEW_OUTPUTS;
-    const float *part = slices + i % FEW_OUTPUTS * WIDTH + i / FEW_OUTPUTS;
+  // Of a line and a row of the block.
+  auto sum = [&](unsigned line, unsigned row) {
+    const float *part = slices + line * WIDTH + row;
     float sum = part[0];
 #pragma unroll
-    for (unsigned other = 1; other < SLICES; other++) sum += part[other * FEW_OUTPUTS * WIDTH];
-    if (row < p.rows && output < p.outputs) store(row, output, sum);
+    for (unsigned other = 1; other < SLICES; other++) sum += part[other * FEW_LINES * WIDTH];
+    return sum;
+  };
+  constexpr unsigned OUTPUTS = Weights::PAIR ? FEW_LINES / 2 : FEW_LINES;
+  for (unsigned i = threadIdx.x; i < OUTPUTS * WIDTH; i += FEW_THREADS) {
+    unsigned line = i % OUTPUTS, row = i / OUTPUTS, output = Weights::output(first_line + line);
+    if (first_row + row >= p.rows || output >= p.outputs) continue;
+    if constexpr (Weights::PAIR) {
+      store(first_row + row, output, sum(line, row), sum(line + 8, row));
+    } else {
+      store(first_row + row, output, sum(line, row));
+    }
   }
 }
 
-// Calls store(row, output, sum) for all rows and outputs of the block.
+// Calls store(row, output, sum), of a pair of matrices store(row, output, first, second), for all rows and
+// outputs of the block.
+template <unsigned TILES, class Weights, class Store>
+__device__ void product_few(const ProductParams &p, Weights weights, Store store) {
+  if (p.inputs % CHUNK == 0) {
+    product_few<TILES, true>(p, weights, store);
+  } else {
+    product_few<TILES, false>(p, weights, store);
+  }
+}
+
 template <unsigned TILES, class Store>
 __device__ void product_few(const ProductParams &p, Store store) {
-  if (p.inputs % CHUNK == 0) {
-    product_few<TILES, true>(p, store);
-  } else {
-    product_few<TILES, false>(p, store);
-  }
+  product_few<TILES>(p, One{p.weight}, store);
 }
 
 // ---- many rows: tiles through shared memory ----
 //
-// grid: outputs / OUTPUTS x rows / ROWS; block: warps of WARP_OUTPUTS outputs and 32 rows each.
+// grid: lines / WEIGHTS x rows / ROWS; block: warps of WARP_WEIGHTS lines and 32 rows each.
 // STAGES tiles of two steps are under way at a time. Bound by arithmetic, and by shared memory, of
 // which a warp of 64 outputs reads 12 x 512 bytes for 32 mma's.
 
-template <unsigned OUTPUTS_, unsigned ROWS_, unsigned WARP_OUTPUTS>
+template <unsigned WEIGHTS_, unsigned ROWS_, unsigned WARP_WEIGHTS>
 struct Tiling {
-  static constexpr unsigned OUTPUTS = OUTPUTS_, ROWS = ROWS_, LINES = OUTPUTS + ROWS, STAGES = 4;
+  // Lines of weights, and rows.
+  static constexpr unsigned WEIGHTS = WEIGHTS_, ROWS = ROWS_, LINES = WEIGHTS + ROWS, STAGES = 4;
   // Blocks that a processor should hold at a time.
   static constexpr unsigned RESIDENT = LINES == 256 ? 1 : LINES == 192 ? 2 : 3;
-  static constexpr unsigned WARPS_ALONG = OUTPUTS / WARP_OUTPUTS;
+  static constexpr unsigned WARPS_ALONG = WEIGHTS / WARP_WEIGHTS;
   static constexpr unsigned THREADS = WARPS_ALONG * (ROWS / 32) * 32;
-  // mma tiles of a warp: of 16 outputs, of 8 rows.
-  static constexpr unsigned HIGH = WARP_OUTPUTS / 16, WIDE = 4;
+  // mma tiles of a warp: of 16 lines, of 8 rows.
+  static constexpr unsigned HIGH = WARP_WEIGHTS / 16, WIDE = 4;
   // 16-byte chunks of a step, [LINES, 4], and of a stage.
   static constexpr unsigned STEP = LINES * 4, STAGE = 2 * STEP;
   // Chunks of a stage that each thread copies, and how many lines these are apart.
   static constexpr unsigned COPIES = STAGE / THREADS, APART = THREADS / 8;
 
   // Where the thread's sums lie: tile (i, j), number k.
-  __device__ static unsigned output(unsigned i, unsigned k) {
+  __device__ static unsigned line(unsigned i, unsigned k) {
     unsigned warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4;
-    return blockIdx.x * OUTPUTS + warp % WARPS_ALONG * WARP_OUTPUTS + i * 16 + k / 2 * 8 + group;
+    return blockIdx.x * WEIGHTS + warp % WARPS_ALONG * WARP_WEIGHTS + i * 16 + k / 2 * 8 + group;
   }
   __device__ static unsigned row(unsigned j, unsigned k) {
     unsigned warp = threadIdx.x / 32, quad = threadIdx.x % 4;
@@ -179,19 +217,20 @@ using Large = Tiling<128, 128, 64>;
 using Narrow = Tiling<128, 64, 64>;
 using Small = Tiling<64, 64, 32>;
 
-// A warp's part of the block's tile: sums[i][j] belongs to 16 outputs and 8 rows.
+// A warp's part of the block's tile: sums[i][j] belongs to 16 lines and 8 rows.
 template <class T>
 struct Sums {
   float of[T::HIGH][T::WIDE][4];
 };
 
-template <class T, bool ALIGNED>
-__device__ __forceinline__ void product_many(const ProductParams &p, Sums<T> &total) {
+template <class T, bool ALIGNED, class Weights>
+__device__ __forceinline__ void product_many(const ProductParams &p, Weights weights,
+                                             Sums<T> &total) {
   SHARED(uint4, stages);  // [STAGES, 2 steps, LINES (weights, then x), 4]
   unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // Within a step, the lane's weights begin here, its x there. 8 lanes read 128 bytes in a row.
   unsigned weights_at = warp % T::WARPS_ALONG * T::HIGH * 64 + lane;
-  unsigned x_at = T::OUTPUTS * 4 + warp / T::WARPS_ALONG * 128 + lane;
+  unsigned x_at = T::WEIGHTS * 4 + warp / T::WARPS_ALONG * 128 + lane;
   unsigned per_slice = slice_steps(p.inputs), steps = div_up(p.inputs, DEPTH);
   unsigned stage_count = div_up(steps, 2);
 
@@ -202,12 +241,12 @@ __device__ __forceinline__ void product_many(const ProductParams &p, Sums<T> &to
 #pragma unroll
   for (unsigned i = 0; i < T::COPIES; i++) {
     unsigned line = first_line + i * T::APART;
-    bool weights = line < T::OUTPUTS;
-    unsigned row = weights ? blockIdx.x * T::OUTPUTS + line
-                           : blockIdx.y * T::ROWS + line - T::OUTPUTS;
-    bool exists = row < (weights ? p.outputs : p.rows);
+    bool weight = line < T::WEIGHTS;
+    line += weight ? blockIdx.x * T::WEIGHTS : blockIdx.y * T::ROWS - T::WEIGHTS;
+    unsigned row = weight ? Weights::output(line) : line;
+    bool exists = row < (weight ? p.outputs : p.rows);
     inside |= unsigned(exists) << i;
-    lines[i] = (weights ? p.weight : p.x) + (exists ? size_t(row) * p.inputs : 0);
+    lines[i] = (weight ? weights.of(line) : p.x) + (exists ? size_t(row) * p.inputs : 0);
   }
   uint4 *place = stages + part / 4 * T::STEP + first_line * 4 + part % 4;
   auto copy_stage = [&](unsigned index) {
@@ -265,27 +304,39 @@ __device__ __forceinline__ void product_many(const ProductParams &p, Sums<T> &to
   }
 }
 
-template <class T>
-__device__ __forceinline__ void product_many(const ProductParams &p, Sums<T> &total) {
+template <class T, class Weights>
+__device__ __forceinline__ void product_many(const ProductParams &p, Weights weights,
+                                             Sums<T> &total) {
   if (p.inputs % CHUNK == 0) {
-    product_many<T, true>(p, total);
+    product_many<T, true>(p, weights, total);
   } else {
-    product_many<T, false>(p, total);
+    product_many<T, false>(p, weights, total);
   }
 }
 
-// Calls store(row, output, sum) for all rows and outputs of the block.
-template <class T, class Store>
-__device__ void product_many(const ProductParams &p, Store store) {
+// Calls store as product_few does.
+template <class T, class Weights, class Store>
+__device__ void product_many(const ProductParams &p, Weights weights, Store store) {
   Sums<T> sums;
-  product_many(p, sums);
+  product_many(p, weights, sums);
 #pragma unroll
   for (unsigned i = 0; i < T::HIGH; i++)
 #pragma unroll
     for (unsigned j = 0; j < T::WIDE; j++)
 #pragma unroll
-      for (unsigned k = 0; k < 4; k++) {
-        unsigned row = T::row(j, k), output = T::output(i, k);
-        if (row < p.rows && output < p.outputs) store(row, output, sums.of[i][j][k]);
+      for (unsigned k = 0; k < (Weights::PAIR ? 2 : 4); k++) {
+        const float(&of)[4] = sums.of[i][j];
+        unsigned row = T::row(j, k), output = Weights::output(T::line(i, k));
+        if (row >= p.rows || output >= p.outputs) continue;
+        if constexpr (Weights::PAIR) {
+          store(row, output, of[k], of[k + 2]);
+        } else {
+          store(row, output, of[k]);
+        }
       }
+}
+
+template <class T, class Store>
+__device__ void product_many(const ProductParams &p, Store store) {
+  product_many<T>(p, One{p.weight}, store);
 }

@@ -45,6 +45,8 @@ plant "missing barrier" common.cuh $'scratch[threadIdx.x / 32] = value;\n  __syn
 plant "missing wait" product.cuh 'copy_wait<T::STAGES - 2>();' ''
 plant "divergent barrier" rms_norm.cu 'float squares = 0;' 'float squares = 0; if (threadIdx.x >= p.width) return;'
 plant "wrong index" product.cuh 'group + i / 2 * 8' 'group + i % 2 * 8'
+plant "one matrix of a pair" product.cuh 'line % 16 < 8 ? first : second' 'first'
+plant "numbers added twice" row.cuh 'threadIdx.x + HELD * blockDim.x' 'threadIdx.x + (HELD - 1) * blockDim.x'
 plant "wrong mask" attention_tile.cuh 'position < end' 'position + 1 < end'
 plant "garbage in unseen values" attention.cu 'value[i] &= keep[i / 2];' ''
 plant "a neighbour's values" attention.cu 'if (owns(page, n, i % 2)) sum =' 'sum ='

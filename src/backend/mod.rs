@@ -326,6 +326,29 @@ pub trait Backend: Send + Sync + Sized + 'static {
         residual: &mut Self::Buffer<f32>,
     ) -> Result<()>;
 
+    /// `out = gelu(x · weightᵀ + bias)`, in the tanh form `gelu(v) = 0.5 v (1 + tanh(sqrt(2/π) (v +
+    /// 0.044715 v³)))`; shapes as in [`Backend::matmul`].
+    fn matmul_gelu(
+        &self,
+        rows: usize,
+        x: &Self::Buffer<bf16>,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Buffer<f32>>,
+        out: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
+    /// `out = silu(x · gateᵀ + biases[0]) · (x · upᵀ + biases[1])`, `silu(v) = v / (1 + e^−v)`; both
+    /// matrices and all else as in [`Backend::matmul`].
+    fn matmul_silu_gate(
+        &self,
+        rows: usize,
+        x: &Self::Buffer<bf16>,
+        gate: &Self::Matrix,
+        up: &Self::Matrix,
+        biases: Option<[&Self::Buffer<f32>; 2]>,
+        out: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
     /// Rotates queries and keys in place, pairing channel i with i + head_dim / 2 (Su et al.,
     /// arXiv 2104.09864, in Hugging Face's order of channels).
     ///
@@ -363,18 +386,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Softmax attention over pages; see [`Attention`].
     fn attention(&self, args: Attention<'_, Self>) -> Result<()>;
-
-    /// `out = silu(gate) · up`; `gate_up: [rows, 2 * width]`, gate first; `out: [rows, width]`.
-    fn silu_gate(
-        &self,
-        rows: usize,
-        width: usize,
-        gate_up: &Self::Buffer<bf16>,
-        out: &mut Self::Buffer<bf16>,
-    ) -> Result<()>;
-
-    /// GELU in place, tanh form: `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`.
-    fn gelu(&self, rows: usize, width: usize, x: &mut Self::Buffer<bf16>) -> Result<()>;
 
     /// `out = x · headᵀ` in f32; `x: [rows, width]`, `head: [vocab, width]`, `out: [rows, vocab]`.
     fn logits(

@@ -31,8 +31,10 @@ pub struct Names {
     pub output: &'static str,
     /// The norm before the MLP.
     pub mlp_norm: &'static str,
-    /// Into the MLP: one matrix, or gate and up.
-    pub up: &'static [&'static str],
+    /// Into the MLP.
+    pub up: &'static str,
+    /// Into the MLP too, where `up` is gated.
+    pub gate: &'static str,
     /// Out of the MLP.
     pub down: &'static str,
     /// The norm before the head.
@@ -66,6 +68,8 @@ pub(super) struct Layer<B: Backend> {
     pub output: Linear<B>,
     pub mlp_norm: NormWeights<B>,
     pub up: Linear<B>,
+    /// For a gated MLP.
+    pub gate: Option<Linear<B>>,
     pub down: Linear<B>,
 }
 
@@ -203,37 +207,40 @@ impl<B: Backend> Loader<'_, B> {
             1 => &[heads.qkv_width()],
             _ => &[heads.query_width(), heads.kv * heads.dim, heads.kv * heads.dim],
         };
-        let up_parts: &[usize] = match self.config.activation {
-            Activation::Gelu => &[feed_forward],
-            Activation::SiluGate => &[feed_forward, feed_forward],
-        };
-        let named = |names: &[&str], rows: &[usize]| -> Vec<(String, usize)> {
-            names.iter().zip(rows).map(|(name, &rows)| (at(name), rows)).collect()
-        };
+        let qkv: Vec<_> =
+            names.qkv.iter().zip(qkv_parts).map(|(name, &rows)| (at(name), rows)).collect();
         let twin = self.twin.and_then(|twin| twin.layers.get(index));
-        let theirs =
-            |pick: fn(&Layer<B>) -> &Linear<B>| twin.map(|layer| pick(layer).weight.clone());
+        let theirs = |pick: fn(&Layer<B>) -> Option<&Linear<B>>| Some(pick(twin?)?.weight.clone());
         Ok(Layer {
             attention_norm: self.norm(&at(names.attention_norm))?,
-            qkv: self.linear(
-                &named(names.qkv, qkv_parts),
-                width,
-                biases.qkv,
-                theirs(|l| &l.qkv),
-            )?,
+            qkv: self.linear(&qkv, width, biases.qkv, theirs(|l| Some(&l.qkv)))?,
             output: self.linear(
                 &[(at(names.output), width)],
                 heads.query_width(),
                 biases.output,
-                theirs(|l| &l.output),
+                theirs(|l| Some(&l.output)),
             )?,
             mlp_norm: self.norm(&at(names.mlp_norm))?,
-            up: self.linear(&named(names.up, up_parts), width, biases.mlp, theirs(|l| &l.up))?,
+            up: self.linear(
+                &[(at(names.up), feed_forward)],
+                width,
+                biases.mlp,
+                theirs(|l| Some(&l.up)),
+            )?,
+            gate: match self.config.activation {
+                Activation::Gelu => None,
+                Activation::SiluGate => Some(self.linear(
+                    &[(at(names.gate), feed_forward)],
+                    width,
+                    biases.mlp,
+                    theirs(|l| l.gate.as_ref()),
+                )?),
+            },
             down: self.linear(
                 &[(at(names.down), width)],
                 feed_forward,
                 biases.mlp,
-                theirs(|l| &l.down),
+                theirs(|l| Some(&l.down)),
             )?,
         })
     }

@@ -2,7 +2,7 @@
 //! activation.
 
 use super::batch::Batch;
-use super::config::{Activation, Config, Norm, Position};
+use super::config::{Config, Norm, Position};
 use super::model::{Layer, Linear, Model, NormWeights};
 use crate::backend::{Attention, Backend, PoolShape};
 use crate::error::Result;
@@ -18,38 +18,25 @@ pub(super) struct Activations<B: Backend> {
     qkv: B::Buffer<bf16>,
     /// `[rows, q * head_dim]`
     attended: B::Buffer<bf16>,
-    /// `[rows, feed_forward]`, or gate and up side by side.
-    up: B::Buffer<bf16>,
-    /// `[rows, feed_forward]`, for a gated MLP.
-    gated: B::Buffer<bf16>,
+    /// `[rows, feed_forward]`
+    hidden: B::Buffer<bf16>,
 }
 
 impl<B: Backend> Activations<B> {
-    /// Channels of `up` and `gated`.
-    fn widths(config: &Config) -> (usize, usize) {
-        match config.activation {
-            Activation::Gelu => (config.feed_forward, 0),
-            Activation::SiluGate => (2 * config.feed_forward, config.feed_forward),
-        }
-    }
-
     /// Bytes of device memory that [`Activations::new`] takes.
     pub fn bytes(config: &Config, rows: usize) -> usize {
-        let (up, gated) = Self::widths(config);
-        let heads = config.heads;
-        let narrow = config.width + heads.qkv_width() + heads.query_width() + up + gated;
-        rows * (config.width * size_of::<f32>() + narrow * size_of::<bf16>())
+        let Config { heads, width, feed_forward, .. } = *config;
+        let narrow = width + heads.qkv_width() + heads.query_width() + feed_forward;
+        rows * (width * size_of::<f32>() + narrow * size_of::<bf16>())
     }
 
     pub fn new(backend: &B, config: &Config, rows: usize) -> Result<Self> {
-        let (up, gated) = Self::widths(config);
         Ok(Self {
             x: backend.alloc(rows * config.width)?,
             normed: backend.alloc(rows * config.width)?,
             qkv: backend.alloc(rows * config.heads.qkv_width())?,
             attended: backend.alloc(rows * config.heads.query_width())?,
-            up: backend.alloc(rows * up)?,
-            gated: backend.alloc(rows * gated)?,
+            hidden: backend.alloc(rows * config.feed_forward)?,
         })
     }
 }
@@ -128,19 +115,17 @@ impl<B: Backend> Model<B> {
         layer: &Layer<B>,
         a: &mut Activations<B>,
     ) -> Result<()> {
-        let width = self.config.feed_forward;
         self.norm(backend, rows, &a.x, &layer.mlp_norm, &mut a.normed)?;
-        matmul(backend, rows, &a.normed, &layer.up, &mut a.up)?;
-        match self.config.activation {
-            Activation::Gelu => {
-                backend.gelu(rows, width, &mut a.up)?;
-                matmul_add(backend, rows, &a.up, &layer.down, &mut a.x)
-            }
-            Activation::SiluGate => {
-                backend.silu_gate(rows, width, &a.up, &mut a.gated)?;
-                matmul_add(backend, rows, &a.gated, &layer.down, &mut a.x)
+        let Linear { weight: up, bias } = &layer.up;
+        match &layer.gate {
+            None => backend.matmul_gelu(rows, &a.normed, up, bias.as_ref(), &mut a.hidden)?,
+            Some(gate) => {
+                let biases = gate.bias.as_ref().zip(bias.as_ref()).map(<[_; 2]>::from);
+                let gate = &gate.weight;
+                backend.matmul_silu_gate(rows, &a.normed, gate, up, biases, &mut a.hidden)?;
             }
         }
+        matmul_add(backend, rows, &a.hidden, &layer.down, &mut a.x)
     }
 
     /// The norm before the head, of rows already picked.

@@ -26,6 +26,8 @@ pub struct Case {
     pub x: Vec<bf16>,
     pub weight: Vec<bf16>,
     pub bias: Option<Vec<f32>>,
+    /// Products are below it.
+    pub size: f32,
 }
 
 /// All shapes with all row counts, and many rows.
@@ -34,21 +36,80 @@ pub fn rows_and_shapes() -> impl Iterator<Item = (usize, (usize, usize))> {
 }
 
 impl Case {
-    pub fn new(rows: usize, (inputs, outputs): (usize, usize), bias: bool) -> Self {
+    pub fn new(rows: usize, shape: (usize, usize), bias: bool) -> Self {
+        Self::sized(rows, shape, bias, 1.0)
+    }
+
+    pub fn sized(rows: usize, (inputs, outputs): (usize, usize), bias: bool, size: f32) -> Self {
         let mut random = Random::new((rows * inputs * outputs) as u64);
         Self {
             rows,
             inputs,
             outputs,
-            x: random.halves(rows * inputs, 1.0),
+            x: random.halves(rows * inputs, size),
             weight: random.halves(outputs * inputs, 1.0),
-            bias: bias.then(|| random.numbers(outputs, 1.0)),
+            bias: bias.then(|| random.numbers(outputs, size)),
+            size,
         }
     }
 
-    /// Products are below 1 in size.
+    /// All shapes, with and without bias, of sums from small ones to such as activations saturate at.
+    pub fn of_all_sizes() -> impl Iterator<Item = Self> {
+        let sizes = [1.0, 8.0, 100.0, 0.01].into_iter().cycle();
+        rows_and_shapes()
+            .zip(sizes)
+            .map(|((rows, shape), size)| Self::sized(rows, shape, rows % 2 == 0, size))
+    }
+
+    pub fn describe(&self, backend: &str) -> String {
+        let Self { rows, inputs, outputs, size, .. } = self;
+        format!("{backend}, {rows} rows of {inputs} -> {outputs} times {size}")
+    }
+
     pub fn error(&self) -> f64 {
-        sum_error(self.inputs, 1.0)
+        sum_error(self.inputs, f64::from(self.size))
+    }
+
+    pub fn largest_sum(&self) -> f64 {
+        (self.inputs + 1) as f64 * f64::from(self.size)
+    }
+
+    /// `x · weightᵀ + bias` as the backend adds it up, which it does alike in all products.
+    pub fn sums<B: Backend>(
+        &self,
+        backend: &B,
+        weight: &B::Matrix,
+        bias: Option<&[f32]>,
+    ) -> Vec<f64> {
+        let x = upload(backend, &self.x);
+        let mut out = upload(backend, &vec![0.0f32; self.rows * self.outputs]);
+        backend.logits(self.rows, &x, weight, &mut out).unwrap();
+        let zeros = vec![0.0; self.outputs];
+        let biases = bias.unwrap_or(&zeros).iter().cycle();
+        let sums = download(backend, &out).into_iter().zip(biases);
+        sums.map(|(sum, bias)| f64::from(sum + bias)).collect()
+    }
+
+    /// Goal: a row's bits are the same alone and in any batch, also one large enough to be cut into
+    /// blocks and spread over threads.
+    pub fn rows_do_not_notice_their_batch(name: &str, run: impl Fn(&Self) -> Vec<bf16>) {
+        for shape in [(130, 193), (264, 193), (1101, 70)] {
+            let case = Self::new(372, shape, true);
+            let whole = run(&case);
+            for (first, rows) in
+                [(0, 1), (5, 2), (100, 96), (200, 101), (300, 1), (7, 13), (20, 31), (60, 64)]
+            {
+                let x = case.x[first * case.inputs..][..rows * case.inputs].to_vec();
+                let (weight, bias) = (case.weight.clone(), case.bias.clone());
+                let part = Self { rows, x, weight, bias, ..case };
+                let bits = |values: &[bf16]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(
+                    bits(&run(&part)[..rows * case.outputs]),
+                    bits(&whole[first * case.outputs..][..rows * case.outputs]),
+                    "{name}, {shape:?}: rows {first}.."
+                );
+            }
+        }
     }
 }
 
@@ -74,27 +135,9 @@ fn matmul_agrees_with_the_oracle() {
     });
 }
 
-/// Goal: a row's bits are the same alone and in any batch, also one large enough to be cut into
-/// blocks and spread over threads.
 #[test]
 fn a_row_does_not_notice_its_batch() {
     on_every_backend!(|name, backend| {
-        for shape in [(130, 193), (264, 193), (1101, 70)] {
-            let case = Case::new(372, shape, true);
-            let whole = run(&backend, &case);
-            for (first, rows) in
-                [(0, 1), (5, 2), (100, 96), (200, 101), (300, 1), (7, 13), (20, 31), (60, 64)]
-            {
-                let x = case.x[first * case.inputs..][..rows * case.inputs].to_vec();
-                let (weight, bias) = (case.weight.clone(), case.bias.clone());
-                let part = Case { rows, x, weight, bias, ..case };
-                let bits = |values: &[bf16]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-                assert_eq!(
-                    bits(&run(&backend, &part)[..rows * case.outputs]),
-                    bits(&whole[first * case.outputs..][..rows * case.outputs]),
-                    "{name}, {shape:?}: rows {first}.."
-                );
-            }
-        }
+        Case::rows_do_not_notice_their_batch(&name, |case| run(&backend, case));
     });
 }

@@ -227,6 +227,41 @@ impl Backend for Oracle {
         Ok(())
     }
 
+    fn matmul_gelu(
+        &self,
+        rows: usize,
+        x: &Numbers<bf16>,
+        weight: &Matrix,
+        bias: Option<&Numbers<f32>>,
+        out: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        self.matmul(rows, x, weight, bias, out)?;
+        for v in &mut out.values[..rows * weight.rows] {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (*v + 0.044715 * v.powi(3));
+            *v = 0.5 * *v * (1.0 + inner.tanh());
+        }
+        Ok(())
+    }
+
+    fn matmul_silu_gate(
+        &self,
+        rows: usize,
+        x: &Numbers<bf16>,
+        gate: &Matrix,
+        up: &Matrix,
+        biases: Option<[&Numbers<f32>; 2]>,
+        out: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        for row in 0..rows {
+            for output in 0..gate.rows {
+                let g = product(row, output, x, gate, biases.map(|biases| biases[0]));
+                let u = product(row, output, x, up, biases.map(|biases| biases[1]));
+                out.values[row * gate.rows + output] = g / (1.0 + (-g).exp()) * u;
+            }
+        }
+        Ok(())
+    }
+
     fn rope(
         &self,
         rows: usize,
@@ -331,31 +366,6 @@ impl Backend for Oracle {
                         .sum();
                 }
             }
-        }
-        Ok(())
-    }
-
-    fn silu_gate(
-        &self,
-        rows: usize,
-        width: usize,
-        gate_up: &Numbers<bf16>,
-        out: &mut Numbers<bf16>,
-    ) -> Result<()> {
-        for row in 0..rows {
-            for i in 0..width {
-                let gate = gate_up.values[row * 2 * width + i];
-                let up = gate_up.values[row * 2 * width + width + i];
-                out.values[row * width + i] = gate / (1.0 + (-gate).exp()) * up;
-            }
-        }
-        Ok(())
-    }
-
-    fn gelu(&self, rows: usize, width: usize, x: &mut Numbers<bf16>) -> Result<()> {
-        for x in &mut x.values[..rows * width] {
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (*x + 0.044715 * x.powi(3));
-            *x = 0.5 * *x * (1.0 + inner.tanh());
         }
         Ok(())
     }

@@ -75,6 +75,8 @@ thread_local! {
     /// Memory for [`panel_sums`], likewise: from the system for each panel it would cost more than
     /// the sums.
     static SUMS: Cell<Sums> = const { Cell::new(Vec::new()) };
+    /// And for the first of two matrices' sums.
+    static FIRSTS: Cell<Sums> = const { Cell::new(Vec::new()) };
 }
 
 /// See [`words`].
@@ -202,18 +204,49 @@ pub fn matmul(
     weight: &Matrix,
     write: impl Fn(Block<'_>) + Sync,
 ) {
-    let isa = cpu.isa;
     let x = words(cpu, rows, weight.inputs, x);
-    let block_rows = block_rows(isa, weight.inputs);
+    each_panel(cpu, rows, weight, 1, |rows, panel| {
+        panel_sums(cpu.isa, rows, &x, weight, panel, &write);
+    });
+}
+
+/// Computes all sums of two matrices of one shape, and hands those of the second to `write` with the first
+/// one's for the same rows and outputs.
+pub fn matmul_pair(
+    cpu: &CpuBackend,
+    rows: usize,
+    x: &[bf16],
+    [first, second]: [&Matrix; 2],
+    write: impl Fn(&[Row], Block<'_>) + Sync,
+) {
+    let x = words(cpu, rows, first.inputs, x);
+    each_panel(cpu, rows, first, 2, |rows, panel| {
+        let mut firsts = FIRSTS.take();
+        firsts.clear();
+        let keep = |block: Block<'_>| firsts.extend_from_slice(block.sums);
+        panel_sums(cpu.isa, rows.clone(), &x, first, panel, keep);
+        panel_sums(cpu.isa, rows.clone(), &x, second, panel, |block| {
+            write(&firsts[block.rows.start - rows.start..], block);
+        });
+        FIRSTS.set(firsts);
+    });
+}
+
+/// `each(rows, panel)` for all panels of `matrices` of this shape, at most [`block_rows`] rows at a time.
+fn each_panel(
+    cpu: &CpuBackend,
+    rows: usize,
+    weight: &Matrix,
+    matrices: usize,
+    each: impl Fn(Range<usize>, usize) + Sync,
+) {
+    let block_rows = block_rows(cpu.isa, weight.inputs);
     let (blocks, panels) = (rows.div_ceil(block_rows), weight.panels());
-    let item = |index: usize| {
-        let (block, panel) = (index / panels, index % panels);
-        let first = block * block_rows;
-        panel_sums(isa, first..rows.min(first + block_rows), &x, weight, panel, &write);
-    };
-    let items = blocks * panels;
-    let worth_while = rows * weight.inputs * weight.outputs >= WORTH_A_THREAD;
-    cpu.team.each(items, worth_while, item);
+    let worth_while = rows * weight.inputs * weight.outputs * matrices >= WORTH_A_THREAD;
+    cpu.team.each(blocks * panels, worth_while, |index| {
+        let first = index / panels * block_rows;
+        each(first..rows.min(first + block_rows), index % panels);
+    });
 }
 
 /// Hands `rows`, at most [`block_rows`] of them, to `each` with their sums of one panel, in order,

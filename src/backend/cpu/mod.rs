@@ -280,6 +280,41 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn matmul_gelu(
+        &self,
+        rows: usize,
+        x: &Buffer<bf16>,
+        weight: &Matrix,
+        bias: Option<&Buffer<f32>>,
+        out: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        self.matmul_into(rows, x, weight, bias, out, epilogue::store_gelu);
+        Ok(())
+    }
+
+    fn matmul_silu_gate(
+        &self,
+        rows: usize,
+        x: &Buffer<bf16>,
+        gate: &Matrix,
+        up: &Matrix,
+        biases: Option<[&Buffer<f32>; 2]>,
+        out: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        let (inputs, outputs) = (gate.inputs, gate.outputs);
+        assert_eq!((up.inputs, up.outputs), (inputs, outputs), "gate, up: [out, in]");
+        assert!(x.len() >= rows * inputs, "x: [rows, {inputs}]");
+        assert!(out.len() >= rows * outputs, "out: [rows, {outputs}]");
+        assert!(biases.iter().flatten().all(|bias| bias.len() == outputs), "biases: [out] each");
+        // SAFETY: the matmul writes each block once; `out` is borrowed until the end.
+        let out = unsafe { Places::new(out, outputs) };
+        let biases = biases.map(|biases| biases.map(|bias| &bias[..]));
+        matmul::matmul_pair(self, rows, x, [gate, up], |gates, block| {
+            epilogue::store_silu_gate(self.isa, gates, block, biases, out);
+        });
+        Ok(())
+    }
+
     fn rope(
         &self,
         rows: usize,
@@ -350,24 +385,6 @@ impl Backend for CpuBackend {
 
     fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
         attention::attention(self, args);
-        Ok(())
-    }
-
-    fn silu_gate(
-        &self,
-        rows: usize,
-        width: usize,
-        gate_up: &Buffer<bf16>,
-        out: &mut Buffer<bf16>,
-    ) -> Result<()> {
-        self.by_row(rows, (gate_up, 2 * width), (out, width), |gate_up, out| {
-            rows::silu_gate(self.isa, gate_up, out);
-        });
-        Ok(())
-    }
-
-    fn gelu(&self, rows: usize, width: usize, x: &mut Buffer<bf16>) -> Result<()> {
-        self.by_out_row(rows, rows * width, (x, width), |_, x| rows::gelu(self.isa, x));
         Ok(())
     }
 

@@ -3,8 +3,7 @@
 use super::CpuBackend;
 use super::buffer::Shared;
 use super::isa::vectorized;
-use super::math::{exp, narrow, sum, widen};
-use super::simd::{self, LANES, Lanes};
+use super::math::{narrow, sum, widen};
 use crate::backend::{Advance, Entries, Heads, NO_SLOT, NO_TOKEN, PAGE_LEN, PoolShape};
 use crate::tensor::bf16;
 
@@ -72,41 +71,6 @@ pub unsafe fn store_kv(
     }
 }
 
-#[inline(always)]
-fn silu_gate_row(gate_up: &[bf16], out: &mut [bf16]) {
-    let (gate, up) = gate_up.split_at(out.len());
-    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-        let gate = widen(gate);
-        *out = narrow(gate / (1.0 + exp(-gate)) * widen(up));
-    }
-}
-
-#[inline(always)]
-fn gelu_row<S: Lanes>(x: &mut [bf16]) {
-    let (whole, rest) = x.as_chunks_mut();
-    whole.iter_mut().for_each(gelu_lanes::<S>);
-    if !rest.is_empty() {
-        let mut padded = [bf16::ZERO; LANES];
-        padded[..rest.len()].copy_from_slice(rest);
-        gelu_lanes::<S>(&mut padded);
-        rest.copy_from_slice(&padded[..rest.len()]);
-    }
-}
-
-#[inline(always)]
-fn gelu_lanes<S: Lanes>(x: &mut [bf16; LANES]) {
-    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-    let v = S::widen(x);
-    // 0.5 (1 + tanh(u)) = 1 / (1 + e^−2u), which has no difference of nearly equal numbers.
-    let cubic = v.mul(v).mul_add(S::splat(0.044_715), S::splat(1.0));
-    let e = simd::exp(v.mul(S::splat(-2.0 * SQRT_2_OVER_PI)).mul(cubic));
-    let mut out = [0.0; LANES];
-    v.div(e.add(S::splat(1.0))).store(&mut out);
-    for (x, value) in x.iter_mut().zip(out) {
-        *x = narrow(value);
-    }
-}
-
 vectorized! {
     /// One row: `x / sqrt(mean(x²) + eps) · weight`
     pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [bf16]) = rms_norm_row;
@@ -114,10 +78,6 @@ vectorized! {
     pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [bf16]) = layer_norm_row;
     /// One row's queries and keys, `[q + kv, head_dim]`, turned by `cos_sin: [head_dim]`.
     pub fn rope(heads: Heads, cos_sin: &[f32], qkv: &mut [bf16]) = rope_row;
-    /// One row: `silu(gate) · up`
-    pub fn silu_gate(gate_up: &[bf16], out: &mut [bf16]) = silu_gate_row;
-    /// One row: `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`
-    pub fn gelu(x: &mut [bf16]) = gelu_row::<S>;
 }
 
 /// Moves rows to their next tokens; see [`Backend::advance`](crate::backend::Backend::advance).

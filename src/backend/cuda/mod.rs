@@ -298,16 +298,30 @@ impl<D: Device> Backend for CudaBackend<D> {
         bias: Option<&Buffer<D, f32>>,
         out: &mut Buffer<D, bf16>,
     ) -> Result<()> {
-        assert!(out.len >= rows * weight.outputs, "out: [rows, {}]", weight.outputs);
-        assert!(bias.is_none_or(|bias| bias.len == weight.outputs), "bias: [out]");
-        let product = Product::new(rows, x, weight);
-        let params = MatmulParams {
-            product: product.params(),
-            bias: bias.map_or(std::ptr::null(), Buffer::as_ptr),
-            out: out.as_mut_ptr(),
-        };
-        // SAFETY: the kernels' struct, shapes checked.
-        unsafe { product.launch(self, product::MATMUL, &params) }
+        product::matmul(self, product::MATMUL, rows, x, weight, bias, out)
+    }
+
+    fn matmul_gelu(
+        &self,
+        rows: usize,
+        x: &Buffer<D, bf16>,
+        weight: &Matrix<D>,
+        bias: Option<&Buffer<D, f32>>,
+        out: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        product::matmul(self, product::MATMUL_GELU, rows, x, weight, bias, out)
+    }
+
+    fn matmul_silu_gate(
+        &self,
+        rows: usize,
+        x: &Buffer<D, bf16>,
+        gate: &Matrix<D>,
+        up: &Matrix<D>,
+        biases: Option<[&Buffer<D, f32>; 2]>,
+        out: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        product::matmul_silu_gate(self, rows, x, [gate, up], biases, out)
     }
 
     fn matmul_add(
@@ -390,33 +404,6 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn attention(&self, args: Attention<'_, Self>) -> Result<()> {
         attention::attention(self, args)
-    }
-
-    fn silu_gate(
-        &self,
-        rows: usize,
-        width: usize,
-        gate_up: &Buffer<D, bf16>,
-        out: &mut Buffer<D, bf16>,
-    ) -> Result<()> {
-        assert!(gate_up.len >= rows * 2 * width && out.len >= rows * width, "out: [rows, width]");
-        let params = SiluGateParams {
-            gate_up: gate_up.as_ptr(),
-            out: out.as_mut_ptr(),
-            width: count(width),
-        };
-        let blocks = width.div_ceil(THREADS as usize);
-        // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.launch("silu_gate", [rows, blocks, 1], THREADS, 0, &params) }
-    }
-
-    fn gelu(&self, rows: usize, width: usize, x: &mut Buffer<D, bf16>) -> Result<()> {
-        let len = rows * width;
-        assert!(x.len >= len, "x: [rows, width]");
-        let params = GeluParams { x: x.as_mut_ptr(), len: count(len) };
-        let blocks = len.div_ceil(THREADS as usize);
-        // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.launch("gelu", [blocks, 1, 1], THREADS, 0, &params) }
     }
 
     fn logits(

@@ -80,6 +80,15 @@ pub struct MatmulAddParams {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
+pub struct MatmulSiluGateParams {
+    pub product: ProductParams,
+    pub up: *const bf16,
+    pub gate_bias: *const f32,
+    pub up_bias: *const f32,
+    pub out: *mut bf16,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LogitsParams {
     pub product: ProductParams,
     pub out: *mut f32,
@@ -148,19 +157,6 @@ pub struct AttentionParams {
     pub splits: ::std::os::raw::c_uint,
     pub tile: ::std::os::raw::c_uint,
     pub scale: f32,
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone, PartialEq)]
-pub struct SiluGateParams {
-    pub gate_up: *const bf16,
-    pub out: *mut bf16,
-    pub width: ::std::os::raw::c_uint,
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone, PartialEq)]
-pub struct GeluParams {
-    pub x: *mut bf16,
-    pub len: ::std::os::raw::c_uint,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]

@@ -1,8 +1,10 @@
 //! Launches of kernels/product.cuh: x · weightᵀ for few rows, for many, and for log-probabilities.
 
+use std::ptr;
+
 use super::buffer::{Buffer, Matrix};
 use super::device::Device;
-use super::params::{LogprobsParams, ProductParams};
+use super::params::{LogprobsParams, MatmulParams, MatmulSiluGateParams, ProductParams};
 use super::replay::Params;
 use super::{CudaBackend, THREADS, WORKSPACE_LEN, count};
 use crate::backend::Entries;
@@ -11,7 +13,7 @@ use crate::tensor::bf16;
 
 // As in kernels/product.cuh.
 const SLICES: usize = 8;
-const FEW_OUTPUTS: usize = 16;
+const FEW_LINES: usize = 16;
 const DEPTH: usize = 32;
 const STAGES: usize = 4;
 
@@ -20,30 +22,30 @@ const FEW_ROWS: [usize; 4] = [8, 16, 32, 64];
 /// Up to so many rows, those kernels are the faster ones whatever the shape.
 const FEW: usize = 16;
 
-/// Outputs and rows of a block of a kernel for many rows.
+/// Lines of weights and rows of a block of a kernel for many rows.
 #[derive(Clone, Copy)]
 struct Tiling {
-    outputs: usize,
+    weights: usize,
     rows: usize,
     threads: u32,
 }
 
-const LARGE: Tiling = Tiling { outputs: 128, rows: 128, threads: 256 };
-const NARROW: Tiling = Tiling { outputs: 128, rows: 64, threads: 128 };
-const SMALL: Tiling = Tiling { outputs: 64, rows: 64, threads: 128 };
+const LARGE: Tiling = Tiling { weights: 128, rows: 128, threads: 256 };
+const NARROW: Tiling = Tiling { weights: 128, rows: 64, threads: 128 };
+const SMALL: Tiling = Tiling { weights: 64, rows: 64, threads: 128 };
 
 impl Tiling {
-    fn grid(&self, rows: usize, outputs: usize) -> [usize; 3] {
-        [outputs.div_ceil(self.outputs), rows.div_ceil(self.rows), 1]
+    fn grid(&self, rows: usize, lines: usize) -> [usize; 3] {
+        [lines.div_ceil(self.weights), rows.div_ceil(self.rows), 1]
     }
 
-    fn blocks(&self, rows: usize, outputs: usize) -> usize {
-        self.grid(rows, outputs).iter().product()
+    fn blocks(&self, rows: usize, lines: usize) -> usize {
+        self.grid(rows, lines).iter().product()
     }
 
     /// Stages of two steps.
     fn shared_bytes(&self) -> usize {
-        STAGES * 2 * (self.outputs + self.rows) * DEPTH * size_of::<bf16>()
+        STAGES * 2 * (self.weights + self.rows) * DEPTH * size_of::<bf16>()
     }
 
     /// True if large tiles are better than those with half of their rows: they read less, but in
@@ -66,6 +68,22 @@ pub const MATMUL_ADD: Kernels = [
     "matmul_add_small",
     "matmul_add_large",
 ];
+pub const MATMUL_GELU: Kernels = [
+    "matmul_gelu_8",
+    "matmul_gelu_16",
+    "matmul_gelu_32",
+    "matmul_gelu_64",
+    "matmul_gelu_small",
+    "matmul_gelu_large",
+];
+const MATMUL_SILU_GATE: Kernels = [
+    "matmul_silu_gate_8",
+    "matmul_silu_gate_16",
+    "matmul_silu_gate_32",
+    "matmul_silu_gate_64",
+    "matmul_silu_gate_small",
+    "matmul_silu_gate_large",
+];
 pub const LOGITS: Kernels =
     ["logits_8", "logits_16", "logits_32", "logits_64", "logits_small", "logits_large"];
 
@@ -74,12 +92,19 @@ pub struct Product<'a, D: Device> {
     rows: usize,
     x: &'a Buffer<D, bf16>,
     weight: &'a Matrix<D>,
+    /// Matrices of this shape, which take turns: 1, or 2.
+    matrices: usize,
 }
 
 impl<'a, D: Device> Product<'a, D> {
     pub fn new(rows: usize, x: &'a Buffer<D, bf16>, weight: &'a Matrix<D>) -> Self {
         assert!(x.len >= rows * weight.inputs, "x: [rows, {}]", weight.inputs);
-        Self { rows, x, weight }
+        Self { rows, x, weight, matrices: 1 }
+    }
+
+    /// Lines of weights.
+    fn lines(&self) -> usize {
+        self.matrices * self.weight.outputs
     }
 
     pub fn params(&self) -> ProductParams {
@@ -105,11 +130,11 @@ impl<'a, D: Device> Product<'a, D> {
         kernels: Kernels,
         params: &P,
     ) -> Result<()> {
-        let (rows, outputs) = (self.rows, self.weight.outputs);
+        let (rows, lines) = (self.rows, self.lines());
         let processors = backend.device().multiprocessors();
         let [.., small, large] = kernels;
         let busy = |tiling: Tiling, share: usize| {
-            rows > FEW && tiling.blocks(rows, outputs) * 10 >= processors * share
+            rows > FEW && tiling.blocks(rows, lines) * 10 >= processors * share
         };
         if busy(LARGE, 9) && LARGE.is_for(backend.device(), rows) {
             // SAFETY: the caller vouches for it.
@@ -121,8 +146,8 @@ impl<'a, D: Device> Product<'a, D> {
         }
         let few = FEW_ROWS.iter().position(|&few| rows <= few).unwrap_or(3);
         let block_rows = FEW_ROWS[few];
-        let shared_bytes = SLICES * FEW_OUTPUTS * block_rows * size_of::<f32>();
-        let grid = [outputs.div_ceil(FEW_OUTPUTS), rows.div_ceil(block_rows), 1];
+        let shared_bytes = SLICES * FEW_LINES * block_rows * size_of::<f32>();
+        let grid = [lines.div_ceil(FEW_LINES), rows.div_ceil(block_rows), 1];
         // SAFETY: the caller vouches for it.
         unsafe { backend.launch(kernels[few], grid, SLICES as u32 * 32, shared_bytes, params) }
     }
@@ -134,10 +159,58 @@ impl<'a, D: Device> Product<'a, D> {
         tiling: Tiling,
         params: &P,
     ) -> Result<()> {
-        let grid = tiling.grid(self.rows, self.weight.outputs);
+        let grid = tiling.grid(self.rows, self.lines());
         // SAFETY: the caller vouches for it.
         unsafe { backend.launch(kernel, grid, tiling.threads, tiling.shared_bytes(), params) }
     }
+}
+
+/// What `kernels`, those of matmul or of matmul_gelu, make of a product.
+pub fn matmul<D: Device>(
+    backend: &CudaBackend<D>,
+    kernels: Kernels,
+    rows: usize,
+    x: &Buffer<D, bf16>,
+    weight: &Matrix<D>,
+    bias: Option<&Buffer<D, f32>>,
+    out: &mut Buffer<D, bf16>,
+) -> Result<()> {
+    assert!(out.len >= rows * weight.outputs, "out: [rows, {}]", weight.outputs);
+    assert!(bias.is_none_or(|bias| bias.len == weight.outputs), "bias: [out]");
+    let product = Product::new(rows, x, weight);
+    let params = MatmulParams {
+        product: product.params(),
+        bias: bias.map_or(ptr::null(), Buffer::as_ptr),
+        out: out.as_mut_ptr(),
+    };
+    // SAFETY: the kernels' struct, shapes checked.
+    unsafe { product.launch(backend, kernels, &params) }
+}
+
+/// See [`Backend::matmul_silu_gate`](crate::backend::Backend::matmul_silu_gate).
+pub fn matmul_silu_gate<D: Device>(
+    backend: &CudaBackend<D>,
+    rows: usize,
+    x: &Buffer<D, bf16>,
+    [gate, up]: [&Matrix<D>; 2],
+    biases: Option<[&Buffer<D, f32>; 2]>,
+    out: &mut Buffer<D, bf16>,
+) -> Result<()> {
+    let (inputs, outputs) = (gate.inputs, gate.outputs);
+    assert_eq!((up.inputs, up.outputs), (inputs, outputs), "gate, up: [out, in]");
+    assert!(out.len >= rows * outputs, "out: [rows, {outputs}]");
+    assert!(biases.iter().flatten().all(|bias| bias.len == outputs), "biases: [out] each");
+    let product = Product { matrices: 2, ..Product::new(rows, x, gate) };
+    let [gate_bias, up_bias] = biases.map_or([ptr::null(); 2], |biases| biases.map(Buffer::as_ptr));
+    let params = MatmulSiluGateParams {
+        product: product.params(),
+        up: up.data.as_ptr(),
+        gate_bias,
+        up_bias,
+        out: out.as_mut_ptr(),
+    };
+    // SAFETY: the kernels' struct, shapes checked.
+    unsafe { product.launch(backend, MATMUL_SILU_GATE, &params) }
 }
 
 impl<D: Device> Entries<'_, CudaBackend<D>> {
@@ -161,12 +234,12 @@ pub fn logprobs<D: Device>(
     let rows = entries.checked();
     assert!(x.len >= rows * head.inputs, "x: [rows, {}]", head.inputs);
     assert!(targets.len >= rows && out.len >= rows, "targets, out: [entries]");
-    let tiles = head.outputs.div_ceil(LARGE.outputs);
+    let tiles = head.outputs.div_ceil(LARGE.weights);
     let window = WORKSPACE_LEN / (2 * tiles);
     let mut workspace = backend.workspace();
     for first in (0..rows).step_by(window) {
         let rows = window.min(rows - first);
-        let product = Product { rows, x, weight: head };
+        let product = Product { rows, x, weight: head, matrices: 1 };
         let scratch = workspace.as_mut_ptr();
         let params = LogprobsParams {
             product: ProductParams {

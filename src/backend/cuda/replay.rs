@@ -348,7 +348,7 @@ mod tests {
     }
 
     fn step(grid: u32, param: u64) -> Step {
-        let launch = Launch { kernel: "gelu", grid: [grid, 1, 1], threads: 32, shared_bytes: 0 };
+        let launch = Launch { kernel: "rope", grid: [grid, 1, 1], threads: 32, shared_bytes: 0 };
         Step::new(launch, &param)
     }
 
