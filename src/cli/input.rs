@@ -14,7 +14,7 @@ use crate::text::Prompt;
 #[serde(deny_unknown_fields, expecting = "an object {\"prompt\": …}")]
 struct PromptLine {
     prompt: Prompt,
-    /// Read from every line that has one: [`Item::id`].
+    /// Read from every line that has one: [`Item::own_id`].
     #[serde(rename = "id")]
     _id: Option<Value>,
 }
@@ -23,10 +23,17 @@ struct PromptLine {
 pub struct Item<T> {
     /// The line's number, from 1.
     pub line: usize,
-    /// The id that the line's answer will carry: its own, or its number.
-    pub id: Value,
+    /// Its id, a string or a number, if it has one.
+    pub own_id: Option<Value>,
     /// What it says.
     pub content: Result<T>,
+}
+
+impl<T> Item<T> {
+    /// The id that names it: its own, or its number.
+    pub fn id(&self) -> Value {
+        self.own_id.clone().unwrap_or_else(|| self.line.into())
+    }
 }
 
 /// What every line may have, whatever else is wrong with it.
@@ -48,16 +55,17 @@ pub fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<Item<T>>> {
             // serde takes a list for an object: its fields in order.
             if text.trim_ascii_start().starts_with(b"[") {
                 let content = Err(refuse("must be an object, not a list".into()));
-                return Item { line, id: line.into(), content };
+                return Item { line, own_id: None, content };
             }
             let content = serde_json::from_slice(text);
             let content = content.map_err(|error| refuse(in_line(&error.to_string())));
             match serde_json::from_slice(text).ok().and_then(|Named { id }| id) {
-                Some(id @ (Value::String(_) | Value::Number(_))) => Item { line, id, content },
-                None => Item { line, id: line.into(), content },
+                own_id @ (None | Some(Value::String(_) | Value::Number(_))) => {
+                    Item { line, own_id, content }
+                }
                 Some(_) => {
                     let content = Err(refuse("id must be a string or a number".into()));
-                    Item { line, id: line.into(), content }
+                    Item { line, own_id: None, content }
                 }
             }
         })
@@ -74,7 +82,7 @@ pub fn prompts(path: &Path) -> Result<Vec<Item<Prompt>>> {
     let prompt = |PromptLine { prompt, .. }| prompt;
     let items = lines(path)?.into_iter();
     Ok(items
-        .map(|Item { line, id, content }| Item { line, id, content: content.map(prompt) })
+        .map(|Item { line, own_id, content }| Item { line, own_id, content: content.map(prompt) })
         .collect())
 }
 

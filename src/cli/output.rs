@@ -294,7 +294,7 @@ fn finished_answers(path: &Path, file: &mut File, items: &[Item<Prompt>]) -> Res
         };
         let prompt = item.content.as_ref().ok().map(|prompt| serde_json::json!(prompt));
         let other_prompt = answer.get("prompt").is_some_and(|p| Some(p) != prompt.as_ref());
-        if answer.get("id") != Some(&item.id) || other_prompt {
+        if answer.get("id") != Some(&item.id()) || other_prompt {
             return Err(refuse("answers another prompt; is it another prompts file's?"));
         }
         end += line.len() as u64;

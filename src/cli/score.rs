@@ -56,8 +56,9 @@ struct PairLine {
     response: String,
     #[serde(default)]
     eos: bool,
-    /// The answer's too.
-    id: Option<Value>,
+    /// Read from every line that has one: [`Item::own_id`].
+    #[serde(rename = "id")]
+    _id: Option<Value>,
 }
 
 #[derive(Serialize)]
@@ -71,9 +72,9 @@ struct ScoreLine<'a> {
 }
 
 #[derive(Serialize)]
-struct FailureLine<'a> {
+struct FailureLine {
     line: usize,
-    id: &'a Value,
+    id: Value,
     error: String,
 }
 
@@ -107,7 +108,7 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
             let line = match result {
                 Ok(Score { logp_tuned, logp_untuned, gain, tokens }) => {
                     progress.done(tokens);
-                    let id = item.content.as_ref().ok().and_then(|pair| pair.id.as_ref());
+                    let id = item.own_id.as_ref();
                     json_line(&ScoreLine { id, logp_tuned, logp_untuned, gain, tokens })
                 }
                 Err(reason) => {
@@ -120,7 +121,7 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
                         }
                     };
                     progress.say(&error);
-                    json_line(&FailureLine { line: item.line, id: &item.id, error })
+                    json_line(&FailureLine { line: item.line, id: item.id(), error })
                 }
             };
             let written = stdout.write_all(&line).and_then(|()| stdout.flush());

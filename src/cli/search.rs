@@ -101,7 +101,7 @@ impl Args {
     fn items(&self) -> Result<Vec<Item<Prompt>>> {
         if let Some(text) = &self.prompt {
             let content = Ok(Prompt::Text(text.clone()));
-            return Ok(vec![Item { line: 1, id: 1.into(), content }]);
+            return Ok(vec![Item { line: 1, own_id: None, content }]);
         }
         let path = self.prompts.as_deref().unwrap_or(Path::new("-"));
         let items = input::prompts(&input::path_or_stdin(path))?;
@@ -152,7 +152,7 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let mut done = Done::Well;
     let mut fail = |sink: &mut Sink, progress: &Progress, index: usize, error: &Error| {
         done = Done::WithFailures;
-        let id = &items[index].id;
+        let id = &items[index].id();
         progress.say(format_args!("prompt {id}: {error}"));
         if plain {
             return Ok(());
@@ -176,15 +176,15 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
             break;
         }
         for Finished { id: index, result } in scheduler.tick()? {
-            let Item { line, id, content } = &items[index];
-            let (Ok(outcome), Ok(prompt)) = (&result, content) else {
+            let (item, id) = (&items[index], &items[index].id());
+            let (Ok(outcome), Ok(prompt)) = (&result, &item.content) else {
                 if let Err(error) = &result {
                     fail(&mut sink, &progress, index, error)?;
                 }
                 continue;
             };
             progress.done(outcome.response.tokens.len());
-            let trace = trace_lines(id, *line, &outcome.trace);
+            let trace = trace_lines(id, item.line, &outcome.trace);
             let answer = if plain {
                 format!("{}\n", outcome.response.to_text()).into_bytes()
             } else {

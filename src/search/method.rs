@@ -102,19 +102,19 @@ impl<'de> Deserialize<'de> for ChunkLen {
             Float(f64),
             Text(String),
         }
-        match Wire::deserialize(deserializer)? {
-            Wire::Number(number) => Ok(Self(Some(number))),
-            // Beyond 2^53 a float does not say which whole number was meant.
-            Wire::Float(number)
-                if number.fract() == 0.0
-                    && (0.0..(1_u64 << f64::MANTISSA_DIGITS) as f64).contains(&number) =>
-            {
-                Ok(Self(Some(number as usize)))
-            }
-            Wire::Text(text) if text == "inf" => Ok(Self(None)),
-            Wire::Float(_) | Wire::Text(_) => {
-                Err(serde::de::Error::custom("must be a number or \"inf\""))
-            }
-        }
+        let len = match Wire::deserialize(deserializer)? {
+            Wire::Number(number) => Some(number),
+            Wire::Float(number) => whole(number).and_then(|number| number.try_into().ok()),
+            Wire::Text(text) if text == "inf" => return Ok(Self(None)),
+            Wire::Text(_) => None,
+        };
+        let wanted = || serde::de::Error::custom("must be a number or \"inf\"");
+        len.map(|len| Self(Some(len))).ok_or_else(wanted)
     }
+}
+
+/// The whole number that a float of JSON is, if it is one: beyond 2^53 it does not say which was meant.
+pub fn whole(number: f64) -> Option<i128> {
+    let exact = number.fract() == 0.0 && number.abs() < (1_u64 << f64::MANTISSA_DIGITS) as f64;
+    exact.then_some(number as i128)
 }

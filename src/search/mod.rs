@@ -22,7 +22,7 @@ mod method;
 mod settings;
 mod trace;
 
-pub use method::{ChunkLen, Method, Shape, Shaped};
+pub use method::{ChunkLen, Method, Shape, Shaped, whole};
 pub use settings::Settings;
 pub use trace::{Chunk, TracedCandidate};
 

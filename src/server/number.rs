@@ -5,6 +5,8 @@ use std::fmt;
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::search::whole;
+
 /// How many.
 #[derive(Clone, Copy)]
 pub struct Count(pub usize);
@@ -71,13 +73,10 @@ impl Visitor<'_> for Whole {
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<i128, E> {
-        // Beyond 2^53 a float does not say which whole number was meant.
-        let exact = number.fract() == 0.0 && number.abs() < (1_u64 << f64::MANTISSA_DIGITS) as f64;
         let found = Unexpected::Float(number);
-        if exact {
-            self.bounded(number as i128, found)
-        } else {
-            Err(E::invalid_value(found, &self))
+        match whole(number) {
+            Some(number) => self.bounded(number, found),
+            None => Err(E::invalid_value(found, &self)),
         }
     }
 }

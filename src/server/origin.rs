@@ -17,7 +17,13 @@ impl FromStr for Origin {
         let host = text.split_once("://").filter(|(scheme, _)| !scheme.is_empty());
         let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
         let whole = host.is_some_and(|(_, host)| !host.is_empty() && host.chars().all(is_host));
-        let value = HeaderValue::from_str(text).ok().filter(|_| whole || text == "*");
+        let usual = [("http://", ":80"), ("https://", ":443")].iter().find_map(|(scheme, port)| {
+            text.get(..scheme.len()).filter(|start| start.eq_ignore_ascii_case(scheme))?;
+            text.strip_suffix(port)
+        });
+        // Browsers leave out the port that is a scheme's own.
+        let value = HeaderValue::from_str(usual.unwrap_or(text)).ok();
+        let value = value.filter(|_| whole || text == "*");
         let wanted = "must be * or scheme and host, such as https://example.org or \
                       http://localhost:3000, without a path";
         value.map(Self).ok_or_else(|| wanted.into())

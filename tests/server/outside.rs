@@ -69,7 +69,8 @@ fn pages_of_other_origins_may_ask_where_they_are_allowed() {
     let answer = send(&closed, "POST", &[JSON, here], body);
     assert_eq!((answer.status, answer.header(ALLOWED), answer.header("vary")), (200, None, None));
 
-    let flags = ["--allow-origin", "https://HERE.example", "--allow-origin", "http://[::1]:3000"];
+    let flags =
+        ["--allow-origin", "https://HERE.example:443", "--allow-origin", "http://[::1]:3000"];
     let some = Server::start(&[&flags[..], &["--api-key", "secret"]].concat());
     for (origin, allowed) in [
         (here, true),
