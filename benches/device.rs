@@ -275,7 +275,10 @@ impl<B: Backend> Bench<'_, B> {
                 })
             }
             Position::Rotary(_) => {
-                let cos_sin = self.numbers::<f32>(count * 61 * heads.dim)?;
+                // One angle for all, whose cosine and sine keep the numbers' size: they are turned in place
+                // again and again.
+                let half = [vec![0.6; heads.dim / 2], vec![0.8; heads.dim / 2]].concat();
+                let cos_sin = self.upload::<f32>(&half.repeat(count * 61))?;
                 let mut qkv = self.numbers::<bf16>(count * heads.qkv_width())?;
                 let turned = (heads.query + heads.kv) * heads.dim;
                 self.row("rope", count, count * (4 * turned + 4 * heads.dim), 0, |_| {
