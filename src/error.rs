@@ -122,6 +122,13 @@ pub enum Error {
         model: &'static str,
     },
 
+    /// The end of a response is to be scored, and a guide has no token for it.
+    #[error(
+        "a model of the guide has no end-of-sequence token, with which the end of a response would be \
+         scored; name one as eos_token in its tokenizer_config.json"
+    )]
+    NoEndToken,
+
     /// Prompt and response do not fit into a model's context.
     #[error(
         "the {model} model's context holds {context} tokens, but {tokens} prompt tokens and up to \
@@ -132,6 +139,22 @@ pub enum Error {
         model: &'static str,
         /// The model's context, in tokens.
         context: usize,
+        /// Tokens that are already there.
+        tokens: usize,
+        /// Tokens still to come, at most.
+        new_tokens: usize,
+    },
+
+    /// Prompt and response do not fit into the cache that a model was given, whoever else runs.
+    #[error(
+        "the {model} model's cache holds {cache} tokens, but {tokens} prompt tokens and up to \
+         {new_tokens} new ones were asked for; raise --kv-memory or --device-memory"
+    )]
+    CacheTooShort {
+        /// "base" or "guide".
+        model: &'static str,
+        /// Tokens of one sequence that the cache can hold.
+        cache: usize,
         /// Tokens that are already there.
         tokens: usize,
         /// Tokens still to come, at most.

@@ -63,6 +63,7 @@
 // Floor 0
 pub mod error;
 // Floor 1
+pub mod hash;
 pub mod philox;
 pub mod tensor;
 // Floor 2: these do not see one another

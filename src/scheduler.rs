@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::guide::{Guide, Score, Scoring};
+use crate::hash::Fnv;
 use crate::proposer::{Finish, Lifetime, Prompt, Proposer, Response};
 use crate::search::{Chunk, Outcome, Search, Settings};
 
@@ -418,15 +419,14 @@ impl<P: Proposer, G: Guide> Running<P, G> {
     }
 }
 
-/// Names a search's random numbers by its prompt (FNV-1a), so that the answer does not depend on
-/// where in a file the prompt stands or what else is running.
+/// Names a search's random numbers by its prompt, so that the answer does not depend on where in a
+/// file the prompt stands or what else is running.
 fn stream(prompt: &Prompt) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut hash = Fnv::default();
     let mut add = |text: &str| {
         // The length keeps ("ab", "c") and ("a", "bc") apart.
-        for &byte in (text.len() as u64).to_le_bytes().iter().chain(text.as_bytes()) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
+        hash.add(&(text.len() as u64).to_le_bytes());
+        hash.add(text.as_bytes());
     };
     match prompt {
         Prompt::Text(text) => add(text),
@@ -437,5 +437,5 @@ fn stream(prompt: &Prompt) -> u64 {
             }
         }
     }
-    hash
+    hash.finish()
 }

@@ -268,6 +268,66 @@ fn gains_of_weighted_pairs_add_up() {
     });
 }
 
+/// Goal: a chunk of more tokens than its hypothesis may keep is kept page by page: the chunks after it do not
+/// run all of it again, and the scores are the same to the bit.
+#[test]
+fn what_outgrows_its_chunk_is_caught_up_with() {
+    on_every_device!(|device| {
+        let mut guide = guide(&device, "llama_tuned", "llama", GuideTokens::Text);
+        let life = Lifetime { response: 60, chunk: 2, beams: 1, candidates: 1 };
+        let prompt = guide.prepare(&Prompt::Text("The film".into()), &life).unwrap();
+        let mut state = guide.open(&[&prompt]).unwrap().remove(0);
+        // A token for each byte.
+        for (chunk, count) in [11, 12, 13, 14, 15].into_iter().enumerate() {
+            let response = text_response("龘".repeat(count).as_bytes(), None);
+            let before = guide.rows_run();
+            let mut items = [Scoring { state: &mut state, response: &response }];
+            let score = guide.score(&mut items).unwrap().remove(0).unwrap();
+            let run = guide.rows_run() - before;
+            assert!(score.tokens >= 3 * count, "{} tokens", score.tokens);
+            assert!(chunk < 2 || run <= 4, "{run} rows for a few new tokens");
+            assert_eq!(score, scores(&mut guide, "The film", &[response])[0]);
+        }
+    });
+}
+
+/// Goal: half of a cache is not the whole: where a pair also proposes, a prompt that its part for scoring cannot
+/// hold is refused, and the message is of the cache.
+#[test]
+fn what_the_cache_cannot_hold_is_refused_beforehand() {
+    let device = Arc::new(CpuBackend::new(Some(1)).unwrap());
+    let mut pair = weighted(&device, "gpt2_tuned", "gpt2", 1.0, GuideTokens::Text);
+    let limits = Limits { pages: 8, rows: 64, logit_rows: 1 };
+    let (tuned, untuned) = (folder("gpt2_tuned"), folder("gpt2"));
+    pair.pair = Arc::new(Mutex::new(Pair::open(&device, &tuned, &untuned, limits, 4).unwrap()));
+    let mut guide = PairGuide::new(vec![pair], None);
+    let life = Lifetime { response: 3, chunk: 3, beams: 1, candidates: 0 };
+    let prompt = |words: usize| Prompt::Text(" film".repeat(words));
+    let refused = guide.prepare(&prompt(50), &life).err().unwrap().to_string();
+    assert!(refused.contains("guide model's cache holds 64 tokens"), "{refused}");
+    assert!(refused.contains("--kv-memory"), "{refused}");
+    let fits = guide.prepare(&prompt(25), &life).unwrap();
+    assert!(guide.open(&[&fits]).is_ok());
+}
+
+/// Goal: an end is never left out of a score in silence.
+#[test]
+fn an_end_that_cannot_be_scored_is_an_error() {
+    let device = Arc::new(CpuBackend::new(Some(1)).unwrap());
+    let with = |tuned, untuned| weighted(&device, tuned, untuned, 1.0, GuideTokens::Text);
+    let endless = WeightedPair { eos: None, ..with("llama_tuned", "llama") };
+    let mut guide = PairGuide::new(vec![with("gpt2_tuned", "gpt2"), endless], None);
+    let prompt = guide.prepare(&Prompt::Text("The film".into()), &LIFE).unwrap();
+    let mut state = guide.open(&[&prompt]).unwrap().remove(0);
+    let mut score = |finish| {
+        let response = text_response(b" is", Some(finish));
+        guide.score(&mut [Scoring { state: &mut state, response: &response }]).unwrap().remove(0)
+    };
+    assert!(score(Finish::Length).is_ok());
+    let error = score(Finish::Eos).unwrap_err().to_string();
+    assert!(error.contains("no end-of-sequence token"), "{error}");
+}
+
 /// Goal: a text that outgrows the guide's context fails by itself, and says so.
 #[test]
 fn a_text_beyond_the_context_fails_alone() {

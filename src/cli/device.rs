@@ -94,6 +94,11 @@ impl DeviceArgs {
             let reason = format!("must be at least 1 and at most {MAX_THREADS}");
             return Err(Error::flag("--threads", reason));
         }
+        if let Some(threads) = self.threads {
+            // For what is no op: reading texts, laying out weights. A process has one such pool, and the
+            // first who asks decides.
+            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        }
         Ok(())
     }
 

@@ -13,9 +13,9 @@ use crate::backend::Backend;
 use crate::engine::{Config, Engine, Limits, Model, Pair};
 use crate::error::{Error, Result};
 use crate::guide::{GuideTokens, PairGuide, WeightedPair, reserved};
+use crate::hash::Fnv;
 use crate::kv_cache::{Lifetime, PAGE_LEN};
 use crate::proposer::{BaseProposer, Guidance, LocalProposer, RemoteProposer};
-use crate::tensor::Fnv;
 use crate::text::{Bos, PromptFormat, Template, Tokenizer};
 use crate::weights::Checkpoint;
 
@@ -123,8 +123,12 @@ impl FromStr for GuideFlag {
             [tuned, untuned, weight] => (tuned, untuned, weight),
             _ => return Err("must be TUNED,UNTUNED or TUNED,UNTUNED,WEIGHT".into()),
         };
-        let weight = weight.trim().parse::<f64>().ok().filter(|weight| weight.is_finite());
-        let weight = weight.ok_or("has a weight that is not a number")?;
+        let weight =
+            weight.trim().parse::<f64>().map_err(|_| "has a weight that is not a number")?;
+        // Gains stay finite, also in f32.
+        if weight.is_nan() || weight.abs() > f32::MAX.into() {
+            return Err("has a weight beyond all measure".into());
+        }
         Ok(Self { tuned: tuned.into(), untuned: untuned.into(), weight })
     }
 }
@@ -191,6 +195,11 @@ impl Described {
             self.tokenizer.require_chat_template()?;
         }
         self.tokenizer.encode("", bos).map(drop)
+    }
+
+    /// The token that ends a text that this model reads.
+    fn end(&self) -> Option<u32> {
+        self.tokenizer.eos().or(self.config.eos.first().copied())
     }
 
     /// Tokens that end this model's texts.
@@ -273,9 +282,25 @@ pub fn load<B: Backend>(
         guide.pairs().iter().map(DescribedPair::open).collect::<Result<Vec<DescribedPair>>>()?;
     for pair in &mut pairs {
         pair.tokens = guide_tokens(base.folder(), pair, plan)?;
+        // Candidates end on their own, and that is scored.
+        if pair.tokens == GuideTokens::Text && pair.tuned.end().is_none() {
+            return Err(Error::Tokenizer {
+                path: pair.tuned.folder.join("tokenizer_config.json"),
+                reason:
+                    "has no eos_token, with which the guide would score the end of a response; \
+                         name one"
+                        .into(),
+            });
+        }
         if let (Some(base), Some(_)) = (base.folder(), plan.guidance) {
             let advice = "--method eft adds logits entry by entry and needs the same vocabulary";
             require_same_vocabulary(base, &pair.tuned, advice)?;
+        }
+        if plan.guidance.is_some_and(|strength| !(strength * pair.weight as f32).is_finite()) {
+            return Err(Error::flag(
+                "--beta",
+                "is so small that a guide's weight / beta overflows",
+            ));
         }
     }
     let mut prompted = base.folder().into_iter().chain(pairs.iter().map(|pair| &pair.tuned));
@@ -348,6 +373,12 @@ pub fn load_guide<B: Backend>(
         return Err(Error::flag("--tuned", "and --untuned (or --guide) are needed"));
     };
     let tokenizer = first.tuned.tokenizer.clone();
+    if tokens == GuideTokens::Ids {
+        let advice = "use --guide-tokens text";
+        pairs
+            .iter()
+            .try_for_each(|pair| require_same_vocabulary(&first.tuned, &pair.tuned, advice))?;
+    }
     pairs.iter_mut().for_each(|pair| pair.tokens = tokens);
     let context = pairs.iter().map(|pair| pair.tuned.config.context).max().unwrap_or(0);
     let needs = Needs {
@@ -399,7 +430,7 @@ impl<B: Backend> LoadedPair<B> {
         let DescribedPair { tuned, weight, tokens, .. } = self.described;
         let proposal_pages = (caches - 1) * limits.pages;
         let limits = Limits { pages: caches * limits.pages, ..limits };
-        let eos = tuned.tokenizer.eos().or(tuned.eos().first().copied());
+        let eos = tuned.end();
         let pair = Pair::new(backend, self.tuned, self.untuned, limits, proposal_pages)?;
         let template = template.clone();
         let format = PromptFormat { tokenizer: tuned.tokenizer, template, chat, bos };

@@ -140,7 +140,7 @@ fn score_batch<B: Backend>(
     batch: &[Item<PairLine>],
 ) -> Result<Vec<Result<Score, String>>> {
     let prepare = |pair: &PairLine| {
-        let response = response(tokenizer, tokens, pair)?;
+        let response = response(tokenizer, guide.eos(), tokens, pair)?;
         let life = Lifetime {
             response: match tokens {
                 GuideTokens::Ids => response.tokens.len().max(1),
@@ -178,14 +178,18 @@ fn score_batch<B: Backend>(
         .collect())
 }
 
-fn response(tokenizer: &Tokenizer, tokens: GuideTokens, pair: &PairLine) -> Result<Response> {
-    let mut ids = match tokens {
-        GuideTokens::Text => Vec::new(),
-        GuideTokens::Ids => tokenizer.encode(&pair.response, Bos::Never)?,
-    };
-    if pair.eos {
-        let reason = "is true, but the tokenizer has no end-of-sequence token";
-        ids.push(tokenizer.eos().ok_or_else(|| Error::flag("eos", reason))?);
+fn response(
+    tokenizer: &Tokenizer,
+    eos: Option<u32>,
+    tokens: GuideTokens,
+    pair: &PairLine,
+) -> Result<Response> {
+    let mut ids = Vec::new();
+    if tokens == GuideTokens::Ids {
+        ids = tokenizer.encode(&pair.response, Bos::Never)?;
+        if pair.eos {
+            ids.push(eos.ok_or(Error::NoEndToken)?);
+        }
     }
     Ok(Response {
         tokens: ids,

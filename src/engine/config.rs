@@ -89,9 +89,11 @@ impl Config {
         let mut config = Self::of(&fields)?;
         let generation = folder.join("generation_config.json");
         if generation.is_file() {
-            let eos = Fields::open(generation)?.tokens("eos_token_id")?;
+            let fields = Fields::open(generation)?;
+            let eos = fields.tokens("eos_token_id")?;
             if !eos.is_empty() {
                 config.eos = eos;
+                return config.checked(&fields);
             }
         }
         config.checked(&fields)
@@ -126,6 +128,7 @@ impl Config {
         Ok(config)
     }
 
+    /// Refuses end tokens that there are not; `fields`: where they stand.
     fn checked(self, fields: &Fields) -> Result<Self> {
         match self.eos.iter().find(|&&token| token as usize >= self.vocab) {
             None => Ok(self),
@@ -205,6 +208,11 @@ impl Fields {
         self.object.get(name).filter(|value| !value.is_null())
     }
 
+    /// Whether the file says something of a field, be it null.
+    pub fn names(&self, name: &str) -> bool {
+        self.object.contains_key(name)
+    }
+
     /// An error that names this file and field `name`.
     pub fn error(&self, name: &str, reason: impl Into<String>) -> Error {
         Error::Config { path: self.path.clone(), field: name.into(), reason: reason.into() }
@@ -262,8 +270,11 @@ impl Fields {
 
     /// Refuses any value but `only`, where the field is there.
     pub fn require(&self, name: &str, only: &Value) -> Result<()> {
+        // 1 and 1.0 are the same.
+        let same =
+            |value: &Value| value == only || value.is_number() && value.as_f64() == only.as_f64();
         match self.get(name) {
-            Some(value) if value != only => {
+            Some(value) if !same(value) => {
                 Err(self.error(name, format!("is {value}, which is not supported (only {only})")))
             }
             _ => Ok(()),

@@ -16,11 +16,10 @@ pub fn config(fields: &Fields, architecture: &'static str) -> Result<Config> {
     let mistral = architecture == MISTRAL;
     let width = fields.size("hidden_size", limits::WIDTH)?;
     let query = fields.size("num_attention_heads", limits::HEADS)?;
-    let kv = fields.size_or(
-        "num_key_value_heads",
-        limits::HEADS,
-        Some(if mistral { 8 } else { query }),
-    )?;
+    // Where a field is missing, the family's own default holds; null is another one.
+    let missing = |name| mistral && !fields.names(name);
+    let own = if missing("num_key_value_heads") { 8 } else { query };
+    let kv = fields.size_or("num_key_value_heads", limits::HEADS, Some(own))?;
     let dim = match fields.get("head_dim") {
         Some(_) => fields.size("head_dim", limits::HEAD_DIM)?,
         None if width.is_multiple_of(query) => width / query,
@@ -40,6 +39,7 @@ pub fn config(fields: &Fields, architecture: &'static str) -> Result<Config> {
     let (attention_bias, mlp_bias) = (bias("attention_bias")?, bias("mlp_bias")?);
     let window = match fields.get("sliding_window") {
         Some(_) if mistral => Some(fields.size("sliding_window", limits::CONTEXT)?),
+        None if missing("sliding_window") => Some(4096),
         _ => None,
     };
     let default_context = if mistral { 131_072 } else { 2048 };

@@ -25,8 +25,8 @@ pub use model::Model;
 pub use pair::Pair;
 
 use crate::backend::{Backend, PAGE_LEN, PoolShape};
-use crate::error::Result;
-use crate::kv_cache::PageCopy;
+use crate::error::{Error, Result};
+use crate::kv_cache::{PageCopy, PagePool};
 use crate::tensor::bf16;
 use batch::Batch;
 use config::Position;
@@ -43,13 +43,41 @@ pub struct Limits {
     pub logit_rows: usize,
 }
 
+/// How long a sequence can become.
+#[derive(Clone, Copy, Debug)]
+pub struct Longest {
+    /// Tokens that the model knows positions for.
+    pub context: usize,
+    /// Tokens that its cache holds.
+    pub cache: usize,
+}
+
+impl Longest {
+    /// Tokens at most.
+    pub fn tokens(self) -> usize {
+        self.context.min(self.cache)
+    }
+
+    /// An error if `tokens` and `new_tokens` more, the last of which is never run, are longer: the
+    /// `model`'s ("base" or "guide").
+    pub fn check(self, model: &'static str, tokens: usize, new_tokens: usize) -> Result<()> {
+        let Self { context, cache } = self;
+        let run = tokens.saturating_add(new_tokens).saturating_sub(1);
+        if run > context {
+            Err(Error::ContextTooShort { model, context, tokens, new_tokens })
+        } else if run > cache {
+            Err(Error::CacheTooShort { model, cache, tokens, new_tokens })
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// One model, its cache, and its scratch memory.
 pub struct Engine<B: Backend> {
     backend: Arc<B>,
     model: Model<B>,
     limits: Limits,
-    /// Positions that a sequence can have: what the model knows and the cache can hold.
-    context: usize,
     pool: Pool<B>,
     batch: Batch<B>,
     activations: Activations<B>,
@@ -88,7 +116,6 @@ impl<B: Backend> Engine<B> {
             }
         };
         Ok(Self {
-            context,
             pool: Pool { shape, data: backend.alloc(shape.len())?, cos_sin },
             batch: Batch::new(&*backend, limits.rows, context.div_ceil(PAGE_LEN))?,
             activations: Activations::new(&*backend, config, limits.rows)?,
@@ -145,9 +172,9 @@ impl<B: Backend> Engine<B> {
         self.backend.steps_per_look()
     }
 
-    /// Positions that a sequence can have.
-    pub fn context(&self) -> usize {
-        self.context
+    /// How long a sequence can become that has its pages from `pages`.
+    pub fn longest(&self, pages: &PagePool) -> Longest {
+        Longest { context: self.config().context, cache: pages.capacity() * PAGE_LEN }
     }
 
     /// Returns when all that was asked of this engine has happened.

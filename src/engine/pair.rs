@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Config, Engine, Limits, Model, Span};
+use super::{Config, Engine, Limits, Longest, Model, Span};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::kv_cache::{PageCopy, PagePool};
+use crate::kv_cache::{PAGE_LEN, PageCopy, PagePool};
 
 /// Tuned and untuned: the same rows at the same positions, one page table over two pools.
 pub struct Pair<B: Backend> {
@@ -68,9 +68,10 @@ impl<B: Backend> Pair<B> {
         configs.into_iter().map(engine).sum()
     }
 
-    /// Positions that a sequence can have in both.
-    pub fn context(&self) -> usize {
-        self.tuned.context().min(self.untuned.context())
+    /// How long a sequence can become that has its pages from `pages`, one of this pair's pools.
+    pub fn longest(&self, pages: &PagePool) -> Longest {
+        let context = self.tuned.config().context.min(self.untuned.config().context);
+        Longest { context, cache: pages.capacity() * PAGE_LEN }
     }
 
     /// [`Engine::copy_pages`] in both pools.

@@ -151,8 +151,9 @@ impl<B: Backend> Model<B> {
             (Norm::Layer(eps), Some(bias)) => {
                 backend.layer_norm(rows, x, &norm.weight, bias, eps, out)
             }
-            (Norm::Rms(eps) | Norm::Layer(eps), _) => {
-                backend.rms_norm(rows, x, &norm.weight, eps, out)
+            (Norm::Rms(eps), None) => backend.rms_norm(rows, x, &norm.weight, eps, out),
+            (Norm::Layer(_), None) | (Norm::Rms(_), Some(_)) => {
+                unreachable!("the loader gives biases to layer norms alone")
             }
         }
     }

@@ -31,6 +31,22 @@ pub(super) struct Share {
 }
 
 impl Share {
+    /// How many of a plan's rows a hypothesis may keep: all, or whole pages' worth, so that what is run
+    /// behind them is on pages of its own.
+    fn keeps(&self, plan: &Plan) -> usize {
+        let Self { tokens: most, chunk, start: earliest } = *self;
+        if plan.start < earliest {
+            return 0;
+        }
+        if plan.tokens.len() <= most && plan.rows() <= chunk {
+            return plan.rows();
+        }
+        // See `Lifetime::pages`: the page that it begins in, and its chunk's.
+        let pages = plan.start / PAGE_LEN + 1 + chunk.div_ceil(PAGE_LEN);
+        let end = pages.min(most.saturating_sub(1) / PAGE_LEN) * PAGE_LEN;
+        end.saturating_sub(plan.start).min(plan.rows())
+    }
+
     /// The share of a search that has reserved the pages of `life` after a prompt.
     pub fn new(life: &Lifetime, prompt: usize) -> Self {
         let last_page = prompt.saturating_sub(1).div_ceil(PAGE_LEN).saturating_sub(1);
@@ -88,8 +104,8 @@ pub(super) struct Plan {
     /// The first token to feed: the last one that old and new tokens have in common and all
     /// before which are cached.
     pub start: usize,
-    /// Whether what is run may stay in the cache.
-    pub stays: bool,
+    /// How many of the tokens fed may stay in the cache, from the first one on.
+    pub keeps: usize,
     /// What is cached before `start`.
     past: Mark,
 }
@@ -105,11 +121,15 @@ impl Plan {
         let common = common_prefix(&cached.tokens, &tokens);
         let start = common.saturating_sub(1).min(cached.sequence.len());
         cached.sequence.truncate(start);
-        let Share { tokens: most, chunk, start: earliest } = cached.share;
         let past = cached.sequence.mark();
-        let mut plan = Self { tokens, start, stays: true, past };
-        plan.stays = start >= earliest && plan.tokens.len() <= most && plan.rows() <= chunk;
+        let mut plan = Self { tokens, start, keeps: 0, past };
+        plan.keeps = cached.share.keeps(&plan);
         plan
+    }
+
+    /// Whether all that is run stays in the cache.
+    pub fn stays(&self) -> bool {
+        self.keeps == self.rows()
     }
 
     /// How many tokens to feed; the last one waits for the next chunk.

@@ -7,10 +7,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rayon::prelude::*;
+
 use super::cached::{Cached, Plan, Share, common, reserved};
 use super::{Guide, Lifetime, Prompt, Score, Scoring};
 use crate::backend::Backend;
-use crate::engine::{Pair, Span};
+use crate::engine::{Longest, Pair, Span};
 use crate::error::{Error, Result};
 use crate::kv_cache::{PAGE_LEN, PagePool, Sequence};
 use crate::proposer::{Finish, Response};
@@ -36,7 +38,7 @@ pub struct WeightedPair<B: Backend> {
     pub format: PromptFormat,
     /// How responses become tokens.
     pub tokens: GuideTokens,
-    /// The token that ends a text in [`GuideTokens::Text`].
+    /// The token that ends a text in [`GuideTokens::Text`], where the end of one can be scored.
     pub eos: Option<u32>,
     /// Bytes that one token of a response adds to its text at most.
     pub longest_token: usize,
@@ -47,6 +49,12 @@ impl<B: Backend> WeightedPair<B> {
         self.pair.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long a text can be with its prompt.
+    fn longest(&self) -> Longest {
+        let pair = self.pair();
+        pair.longest(&pair.pages)
+    }
+
     /// Whether tokens come as they are, and no more of them than a search has been told.
     fn takes_ids(&self, life: &Lifetime) -> bool {
         self.tokens == GuideTokens::Ids && !is_given(life)
@@ -54,11 +62,11 @@ impl<B: Backend> WeightedPair<B> {
 
     /// What a search reserves for what its hypotheses keep cached.
     fn reserved(&self, life: &Lifetime) -> Lifetime {
-        let context = self.pair().context();
+        let longest = self.longest().tokens();
         if self.takes_ids(life) || is_given(life) {
-            Lifetime { response: life.response.min(context), ..*life }
+            Lifetime { response: life.response.min(longest), ..*life }
         } else {
-            reserved(life, context)
+            reserved(life, longest)
         }
     }
 
@@ -70,7 +78,7 @@ impl<B: Backend> WeightedPair<B> {
         let token = if is_given(life) { 1 } else { self.longest_token };
         let bytes = prompt.text.len().saturating_add(life.response.saturating_mul(token));
         let end = usize::from(self.eos.is_some());
-        (self.format.tokenizer.most_tokens(bytes) + end).min(self.pair().context())
+        (self.format.tokenizer.most_tokens(bytes) + end).min(self.longest().tokens())
     }
 }
 
@@ -117,8 +125,8 @@ impl<B: Backend> PairGuide<B> {
     /// Sequences of full length that fit into the cache at the same time.
     pub fn whole_sequences(&self) -> usize {
         let fit = self.pairs.iter().map(|weighted| {
-            let pair = weighted.pair();
-            pair.pages.capacity() / pair.context().div_ceil(PAGE_LEN).max(1)
+            let Longest { context, cache } = weighted.longest();
+            (cache / PAGE_LEN) / context.min(cache).div_ceil(PAGE_LEN).max(1)
         });
         fit.min().unwrap_or(usize::MAX)
     }
@@ -138,9 +146,9 @@ impl<B: Backend> PairGuide<B> {
         self.pairs.iter().try_for_each(|weighted| weighted.pair().wait())
     }
 
-    /// Whether every pair has a token that ends a text.
-    pub fn has_eos(&self) -> bool {
-        self.pairs.iter().all(|pair| pair.eos.is_some())
+    /// The token that ends a text for the first pair.
+    pub fn eos(&self) -> Option<u32> {
+        self.pairs.first()?.eos
     }
 
     /// Tokens that were new to the first pair: those of prompts and of all candidates' chunks. The
@@ -176,9 +184,25 @@ impl<B: Backend> PairGuide<B> {
         };
         let mut tokens = pair.format.encode(&format!("{}{text}", cached.prompt_text))?;
         if ended {
-            tokens.extend(pair.eos);
+            tokens.push(pair.eos.ok_or(Error::NoEndToken)?);
         }
         Ok(tokens)
+    }
+
+    /// One pair's tokens of all items; of texts side by side, which may be long.
+    fn tokenise_all(
+        &self,
+        index: usize,
+        items: &[Scoring<'_, PairState>],
+    ) -> Vec<Result<Vec<u32>>> {
+        let pair = &self.pairs[index];
+        let tokenise = |item: &Scoring<'_, PairState>| {
+            self.tokenise(pair, &item.state.pairs[index], item.response)
+        };
+        match pair.tokens {
+            GuideTokens::Ids => items.iter().map(tokenise).collect(),
+            GuideTokens::Text => items.par_iter().map(tokenise).collect(),
+        }
     }
 
     /// Scores all items with one pair; with the number of tokens that were new.
@@ -188,24 +212,17 @@ impl<B: Backend> PairGuide<B> {
         items: &mut [Scoring<'_, PairState>],
     ) -> Result<(Vec<Result<Score>>, u64)> {
         let weighted = &self.pairs[index];
+        let tokens = self.tokenise_all(index, items);
         let mut pair = weighted.pair();
-        let (context, vocab) = (pair.context(), pair.tuned.config().vocab);
+        let (longest, vocab) = (pair.longest(&pair.pages), pair.tuned.config().vocab);
 
         // What each item has to run, after rolling back to what is still true.
         let mut plans: Vec<Result<Plan>> = Vec::with_capacity(items.len());
-        for item in items.iter_mut() {
+        for (item, tokens) in items.iter_mut().zip(tokens) {
             let cached = &mut item.state.pairs[index];
-            let plan = self.tokenise(weighted, cached, item.response).and_then(|tokens| {
-                let longest = tokens.len().saturating_sub(1);
-                if longest > context {
-                    let prompt = cached.prompt.len();
-                    return Err(Error::ContextTooShort {
-                        model: "guide",
-                        context,
-                        tokens: prompt,
-                        new_tokens: tokens.len().saturating_sub(prompt),
-                    });
-                }
+            let plan = tokens.and_then(|tokens| {
+                let prompt = cached.prompt.len();
+                longest.check("guide", prompt, tokens.len().saturating_sub(prompt))?;
                 check_vocabulary(&tokens, vocab)?;
                 Ok(Plan::new(cached, tokens))
             });
@@ -213,8 +230,8 @@ impl<B: Backend> PairGuide<B> {
         }
         let mut copies = Vec::new();
         for (item, plan) in items.iter_mut().zip(&mut plans) {
-            let rows = plan.as_ref().map_or(0, |plan| if plan.stays { plan.rows() } else { 0 });
-            match item.state.pairs[index].sequence.append(rows) {
+            let keeps = plan.as_ref().map_or(0, |plan| plan.keeps);
+            match item.state.pairs[index].sequence.append(keeps) {
                 Ok(copy) => copies.extend(copy),
                 Err(error) => *plan = Err(error),
             }
@@ -224,7 +241,7 @@ impl<B: Backend> PairGuide<B> {
             .iter()
             .zip(&plans)
             .filter_map(|(item, plan)| Some((&item.state.pairs[index], plan.as_ref().ok()?)))
-            .filter(|(_, plan)| plan.stays)
+            .filter(|(_, plan)| plan.stays())
             .map(|(cached, plan)| (plan, &cached.sequence))
             .collect();
         let mut logps = run(&mut pair, &staying)?.into_iter();
@@ -237,7 +254,7 @@ impl<B: Backend> PairGuide<B> {
             }
             scores.push(match plan {
                 Err(error) => Err(error),
-                Ok(plan) if plan.stays => {
+                Ok(plan) if plan.stays() => {
                     cached.update(plan, logps.by_ref());
                     finite(cached.score(weighted.weight))
                 }
@@ -271,14 +288,15 @@ fn run<B: Backend>(pair: &mut Pair<B>, work: &[(&Plan, &Sequence)]) -> Result<Ve
     Ok(tuned.into_iter().zip(untuned).map(|(tuned, untuned)| [tuned, untuned]).collect())
 }
 
-/// The same of one plan that is more than its hypothesis may keep: its pages are given back.
+/// The same of one plan that is more than its hypothesis may keep: the pages of all that `cached` has no
+/// room for are given back.
 fn run_and_forget<B: Backend>(
     pair: &mut Pair<B>,
     plan: &Plan,
     cached: &Sequence,
 ) -> Result<Vec<[f32; 2]>> {
     let mut sequence = cached.clone();
-    let copies: Vec<_> = sequence.append(plan.rows())?.into_iter().collect();
+    let copies: Vec<_> = sequence.append(plan.rows() - plan.keeps)?.into_iter().collect();
     pair.copy_pages(&copies)?;
     run(pair, &[(plan, &sequence)])
 }
@@ -313,22 +331,13 @@ impl<B: Backend> Guide for PairGuide<B> {
                 let unreadable = || Error::unreadable("guide");
                 let text = weighted.format.render(prompt).map_err(unreadable())?;
                 let tokens = weighted.format.encode(&text).map_err(unreadable())?;
-                let (context, vocab) = {
-                    let pair = weighted.pair();
-                    (pair.context(), pair.tuned.config().vocab)
-                };
-                check_vocabulary(&tokens, vocab)?;
+                check_vocabulary(&tokens, weighted.pair().tuned.config().vocab)?;
                 // Text may have fewer tokens; that is found out while scoring.
                 let new_tokens = if weighted.takes_ids(life) { life.response } else { 1 };
-                if tokens.len() + new_tokens - 1 > context {
-                    let (tokens, new_tokens) = (tokens.len(), life.response);
-                    return Err(Error::ContextTooShort {
-                        model: "guide",
-                        context,
-                        tokens,
-                        new_tokens,
-                    });
-                }
+                let check =
+                    |new_tokens| weighted.longest().check("guide", tokens.len(), new_tokens);
+                // The message is of what was asked for.
+                check(new_tokens).or_else(|_| check(life.response))?;
                 let share = Share::new(&weighted.reserved(life), tokens.len());
                 Ok(Rendered { text, tokens: tokens.into(), share })
             })

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Draft, Lifetime, Prompt, Proposer, Unfinished};
 use crate::backend::{Backend, NO_TOKEN, SampleRow};
-use crate::engine::{Engine, Pair, Span};
+use crate::engine::{Engine, Longest, Pair, Span};
 use crate::error::{Error, Result};
 use crate::kv_cache::{Mark, PageCopy, PagePool, Sequence};
 use crate::text::PromptFormat;
@@ -84,10 +84,13 @@ impl<B: Backend> LocalProposer<B> {
         if index == 0 { "base" } else { "guide" }
     }
 
-    fn context(&self, index: usize) -> usize {
+    fn longest(&self, index: usize) -> Longest {
         match index.checked_sub(1) {
-            None => self.engine.context(),
-            Some(pair) => self.guidance[pair].pair().context(),
+            None => self.engine.longest(&self.pages),
+            Some(pair) => {
+                let pair = self.guidance[pair].pair();
+                pair.longest(&pair.proposal_pages)
+            }
         }
     }
 
@@ -256,16 +259,8 @@ impl<B: Backend> Proposer for LocalProposer<B> {
                 if tokens.is_empty() {
                     return Err(Error::EmptyPrompt { model: Self::model_name(index) });
                 }
-                let context = self.context(index);
-                // The last token drawn is never run.
-                if tokens.len() + life.response - 1 > context {
-                    return Err(Error::ContextTooShort {
-                        model: Self::model_name(index),
-                        context,
-                        tokens: tokens.len(),
-                        new_tokens: life.response,
-                    });
-                }
+                let longest = self.longest(index);
+                longest.check(Self::model_name(index), tokens.len(), life.response)?;
                 Ok(tokens)
             })
             .collect::<Result<_>>()?;

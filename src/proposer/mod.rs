@@ -15,6 +15,7 @@ pub use remote::{ApiKey, Endpoint, RemoteFormat, RemotePrompt, RemoteProposer, R
 use crate::error::{Error, Result};
 pub use crate::kv_cache::Lifetime;
 use crate::philox::Draw;
+use crate::text::complete_utf8;
 pub use crate::text::{Prompt, StopStrings};
 
 /// How the next token is picked from the model's distribution.
@@ -29,7 +30,7 @@ pub struct Sampling {
 }
 
 /// Why a response goes no further.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Finish {
     /// It ended with an end-of-sequence token, which is its last token.
     Eos,
@@ -105,6 +106,12 @@ impl Response {
             (None, None) => self.text.len() - stop.begun(&self.text),
         };
         &self.text[..end]
+    }
+
+    /// The end of the last whole character before byte `end`: what begins one that is not complete there
+    /// stands behind it.
+    pub fn whole_until(&self, end: usize) -> usize {
+        end - complete_utf8(&self.text[..end]).1
     }
 
     /// The text for people: without the stop string, broken characters replaced.

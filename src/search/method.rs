@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -90,31 +90,4 @@ impl FromStr for ChunkLen {
             _ => text.parse().map(|n| Self(Some(n))).map_err(|_| "must be a number or inf".into()),
         }
     }
-}
-
-/// In JSON a number (`5`, or `5.0` as some write it), or the string `inf`.
-impl<'de> Deserialize<'de> for ChunkLen {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "must be a number or \"inf\"")]
-        enum Wire {
-            Number(usize),
-            Float(f64),
-            Text(String),
-        }
-        let len = match Wire::deserialize(deserializer)? {
-            Wire::Number(number) => Some(number),
-            Wire::Float(number) => whole(number).and_then(|number| number.try_into().ok()),
-            Wire::Text(text) if text == "inf" => return Ok(Self(None)),
-            Wire::Text(_) => None,
-        };
-        let wanted = || serde::de::Error::custom("must be a number or \"inf\"");
-        len.map(|len| Self(Some(len))).ok_or_else(wanted)
-    }
-}
-
-/// The whole number that a float of JSON is, if it is one: beyond 2^53 it does not say which was meant.
-pub fn whole(number: f64) -> Option<i128> {
-    let exact = number.fract() == 0.0 && number.abs() < (1_u64 << f64::MANTISSA_DIGITS) as f64;
-    exact.then_some(number as i128)
 }

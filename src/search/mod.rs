@@ -22,7 +22,9 @@ mod method;
 mod settings;
 mod trace;
 
-pub use method::{ChunkLen, Method, Shape, Shaped, whole};
+use std::collections::HashMap;
+
+pub use method::{ChunkLen, Method, Shape, Shaped};
 pub use settings::Settings;
 pub use trace::{Chunk, TracedCandidate};
 
@@ -232,11 +234,16 @@ impl<P: Clone, G: Clone> Search<P, G> {
         if self.settings.compat {
             return;
         }
-        for index in 1..self.candidates.len() {
-            let (earlier, rest) = self.candidates.split_at_mut(index);
-            rest[0].duplicate_of = earlier
-                .iter()
-                .position(|c| c.duplicate_of.is_none() && same(&c.hypothesis, &rest[0].hypothesis));
+        // Equal tokens (or, from a proposer that has none, equal text) and both ended or both live.
+        let responses = self.candidates.iter().map(|candidate| &candidate.hypothesis.response);
+        let keys = responses.map(|response| (&response.tokens, &response.text, response.finish));
+        let mut firsts = HashMap::new();
+        let earlier = keys.enumerate().map(|(index, key)| {
+            Some(*firsts.entry(key).or_insert(index)).filter(|&first| first < index)
+        });
+        let duplicates: Vec<_> = earlier.collect();
+        for (candidate, first) in self.candidates.iter_mut().zip(duplicates) {
+            candidate.duplicate_of = first;
         }
     }
 
@@ -288,10 +295,4 @@ fn ended<P, G>(hypothesis: &Hypothesis<P, G>) -> bool {
 
 fn needs_score<P, G>(candidate: &Candidate<P, G>) -> bool {
     candidate.duplicate_of.is_none() && !candidate.is_carried()
-}
-
-/// Equal tokens (or, from a proposer that has none, equal text) and both ended or both live.
-fn same<P, G>(a: &Hypothesis<P, G>, b: &Hypothesis<P, G>) -> bool {
-    let (a, b) = (&a.response, &b.response);
-    a.tokens == b.tokens && a.text == b.text && a.finish == b.finish
 }

@@ -16,7 +16,8 @@ pub struct Chunk {
 pub struct TracedCandidate {
     /// The beam it was forked from: the parent's `rank` in the step before; none in the first.
     pub parent: Option<usize>,
-    /// What this step added to its text.
+    /// What this step added to its text: with those of the steps before it gives the whole. The
+    /// beginning of a character that is not complete yet is left to the next step.
     pub text: String,
     /// Tokens of the whole response so far.
     pub tokens: usize,
@@ -34,17 +35,19 @@ pub struct TracedCandidate {
 
 impl Chunk {
     pub(super) fn new<P, G>(candidates: &[Candidate<P, G>], order: &[usize]) -> Self {
-        let traced = candidates.iter().enumerate().map(|(index, candidate)| {
+        let mut ranks = vec![None; candidates.len()];
+        for (rank, &index) in order.iter().enumerate() {
+            ranks[index] = Some(rank);
+        }
+        let traced = candidates.iter().zip(ranks).enumerate().map(|(index, (candidate, rank))| {
             let response = &candidate.hypothesis.response;
             let scored = &candidates[candidate.duplicate_of.unwrap_or(index)];
-            let end = response.stop.unwrap_or(response.text.len());
-            let added = &response.text[candidate.inherited_text.min(end)..end];
             TracedCandidate {
                 parent: candidate.parent,
-                text: String::from_utf8_lossy(added).into_owned(),
+                text: added(candidate),
                 tokens: response.tokens.len(),
                 gain: scored.hypothesis.score.gain,
-                rank: order.iter().position(|&kept| kept == index),
+                rank,
                 carried: candidate.is_carried(),
                 duplicate_of: candidate.duplicate_of,
                 finish_reason: response.finish.map(|finish| finish.reason()),
@@ -52,4 +55,18 @@ impl Chunk {
         });
         Self { candidates: traced.collect() }
     }
+}
+
+/// What a step added to a candidate's text.
+fn added<P, G>(candidate: &Candidate<P, G>) -> String {
+    let response = &candidate.hypothesis.response;
+    let end = match response.finish {
+        Some(_) => response.stop.unwrap_or(response.text.len()),
+        None => response.whole_until(response.text.len()),
+    };
+    let start = match candidate.is_carried() {
+        true => end,
+        false => response.whole_until(candidate.inherited_text).min(end),
+    };
+    String::from_utf8_lossy(&response.text[start..end]).into_owned()
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::search::whole;
+use crate::search::ChunkLen;
 
 /// How many.
 #[derive(Clone, Copy)]
@@ -18,6 +18,30 @@ pub struct Seed(pub u64);
 /// How many tokens to draw from; 0 and −1 are all.
 #[derive(Clone, Copy)]
 pub struct TopK(pub u32);
+
+/// The tokens of a chunk, or `"inf"`.
+#[derive(Clone, Copy)]
+pub struct Length(pub ChunkLen);
+
+impl<'de> Deserialize<'de> for Length {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "must be a number or \"inf\"")]
+        enum Wire {
+            Number(Count),
+            Text(Inf),
+        }
+        #[derive(Deserialize)]
+        enum Inf {
+            #[serde(rename = "inf")]
+            Inf,
+        }
+        Ok(match Wire::deserialize(json)? {
+            Wire::Number(Count(number)) => Self(ChunkLen(Some(number))),
+            Wire::Text(Inf::Inf) => Self(ChunkLen(None)),
+        })
+    }
+}
 
 impl<'de> Deserialize<'de> for Count {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
@@ -73,10 +97,13 @@ impl Visitor<'_> for Whole {
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<i128, E> {
+        // Beyond 2^53 a float does not say which whole number was meant.
+        let exact = number.fract() == 0.0 && number.abs() < (1_u64 << f64::MANTISSA_DIGITS) as f64;
         let found = Unexpected::Float(number);
-        match whole(number) {
-            Some(number) => self.bounded(number, found),
-            None => Err(E::invalid_value(found, &self)),
+        if exact {
+            self.bounded(number as i128, found)
+        } else {
+            Err(E::invalid_value(found, &self))
         }
     }
 }

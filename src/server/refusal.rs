@@ -145,6 +145,17 @@ impl Refusal {
                 let code = Some("context_length_exceeded");
                 Self { code, message, ..Self::field(source, "") }
             }
+            Error::NoEndToken => {
+                Self::field("eos", "is true, but the guide has no end-of-sequence token")
+            }
+            Error::CacheTooShort { model, cache, tokens, new_tokens } => {
+                let message = format!(
+                    "the {model} model's cache holds {cache} tokens here, but the prompt has {tokens} \
+                     and up to {new_tokens} more were asked for; shorten it or lower `max_tokens`"
+                );
+                let code = Some("context_length_exceeded");
+                Self { code, message, ..Self::field(source, "") }
+            }
             Error::TooLargeForCache { needed, capacity } => {
                 let reason = format!(
                     "needs up to {needed} pages of the cache, which has {capacity}; lower \

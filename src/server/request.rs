@@ -7,12 +7,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::fields::{Field, Fields, Object, REQUEST, STREAM_OPTIONS};
-use super::number::{Count, Seed, TopK};
+use super::number::{Count, Length, Seed, TopK};
 use super::refusal::Refusal;
 use super::wire::{WireMessage, conversation, read};
 use crate::error::Error;
 use crate::proposer::Sampling;
-use crate::search::{ChunkLen, Method, Settings, Shape, Shaped};
+use crate::search::{Method, Settings, Shape, Shaped};
 use crate::text::{Prompt, StopStrings};
 
 /// What a request gets that does not say otherwise.
@@ -114,7 +114,7 @@ struct WireSearch {
     method: Option<Method>,
     beam_width: Option<Count>,
     successors: Option<Count>,
-    chunk_len: Option<ChunkLen>,
+    chunk_len: Option<Length>,
     trace: Option<bool>,
 }
 
@@ -323,7 +323,7 @@ fn method_and_shape(search: &WireSearch, defaults: &Defaults) -> Result<(Method,
     let shape = Shape {
         beam_width: search.beam_width.map(|Count(w)| w).or(own.beam_width),
         successors: search.successors.map(|Count(k)| k).or(own.successors),
-        chunk_len: search.chunk_len.or(own.chunk_len),
+        chunk_len: search.chunk_len.map(|Length(len)| len).or(own.chunk_len),
     };
     let shaped = method.shape(shape).map_err(|error| {
         let reason = format!("with `search.method` {}", method.name());

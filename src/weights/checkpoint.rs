@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::header::{Header, MAX_HEADER_BYTES, UniqueMap};
 use super::view::TensorView;
 use crate::error::{Error, Result};
-use crate::tensor::Fnv;
+use crate::hash::Fnv;
 
 /// The one file of a small checkpoint.
 const SINGLE: &str = "model.safetensors";

@@ -26,6 +26,8 @@ fn flags_that_cannot_work_are_refused() {
         (&["--concurrency", "0"], "--concurrency must be at least 1"),
         (&["--kv-memory", "1K"], "--kv-memory must be at least"),
         (&["--kv-memory", "100K"], "raise --kv-memory"),
+        (&["--method", "eft", "--beta", "1e-40"], "--beta is so small"),
+        (&["--guide", "a,b,1e39"], "beyond all measure"),
         (&["--kv-memory", "lots"], "number of bytes"),
         (&["--guide", "a"], "TUNED,UNTUNED"),
         (&["--guide", "a,b,heavy"], "weight"),
@@ -41,6 +43,11 @@ fn flags_that_cannot_work_are_refused() {
         assert!(output.stdout.is_empty());
     }
     assert_refused(&search(&["--prompt", ""]), "the prompt is empty for the base model");
+    // The model's context is 128.
+    let sample = ["search", "--base", &model("gpt2"), "--prompt", "x", "--method", "sample"];
+    let little = trimtab(&[&sample[..], &["--kv-memory", "16K"]].concat());
+    assert_refused(&little, "the base model's cache holds 32 tokens, but 1 prompt tokens");
+    assert_refused(&little, "raise --kv-memory");
     let alone = trimtab(&["search", "--base", &model("gpt2"), "--prompt", "x"]);
     assert_refused(&alone, "--tuned and --untuned (or --guide) are needed");
     for (flag, value) in [("--guide-template", "A {prompt}"), ("--guide-tokens", "ids")] {

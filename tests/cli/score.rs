@@ -54,6 +54,53 @@ fn ids_keep_the_boundary_between_prompt_and_response() {
     assert_ne!(text["gain"], ids["gain"], "the prompt's last token merges only in text");
 }
 
+/// Goal: ids mean nothing to a pair with another vocabulary.
+#[test]
+fn ids_are_for_pairs_of_one_vocabulary() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = write(folder.path(), "{\"prompt\":\"The film\",\"response\":\" is\"}");
+    let other = format!("{},{}", model("llama_tuned"), model("llama"));
+    let flags = ["--guide", &other, "--guide-tokens"];
+    let output = score(&input, &[&flags[..], &["ids"]].concat());
+    assert_refused(&output, "do not have the same vocabulary");
+    assert_refused(&output, "use --guide-tokens text");
+    stdout(&score(&input, &[&flags[..], &["text"]].concat()));
+}
+
+/// Goal: an end that a guide has no token for is an error, in all modes, and not left out; a search that reads
+/// text needs the token.
+#[test]
+fn an_end_without_a_token_is_an_error() {
+    let endless = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json", "model.safetensors", "tokenizer_config.json"] {
+        std::fs::copy(Path::new(&model("gpt2")).join(file), endless.path().join(file)).unwrap();
+    }
+    for (file, field) in [("config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")] {
+        let path = endless.path().join(file);
+        let mut config: Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config[field] = Value::Null;
+        std::fs::write(path, config.to_string()).unwrap();
+    }
+    let endless = endless.path().to_str().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let pair = "{\"prompt\":\"The film\",\"response\":\" is\",\"eos\":";
+    let input = write(folder.path(), &format!("{pair}true}}\n{pair}false}}\n"));
+    for mode in ["text", "ids"] {
+        let flags = ["score", "--tuned", endless, "--untuned", endless, "--input", &input];
+        let output = trimtab(&[&flags[..], &["--guide-tokens", mode]].concat());
+        assert_eq!(output.status.code(), Some(2));
+        let answers = lines(&String::from_utf8(output.stdout).unwrap());
+        let reason = answers[0]["error"].as_str().unwrap();
+        assert!(reason.contains("no end-of-sequence token"), "{reason}");
+        assert!(answers[1]["gain"].is_number());
+    }
+    let guide = ["--base", &model("gpt2"), "--tuned", endless, "--untuned", endless];
+    let search = ["search", "--prompt", "x", "--max-new-tokens", "3", "--guide-tokens"];
+    assert_refused(&trimtab(&[&search[..], &["text"], &guide].concat()), "has no eos_token");
+    stdout(&trimtab(&[&search[..], &["ids"], &guide].concat()));
+}
+
 /// Goal: a bad line is answered with its number, the others with their scores, the exit code
 /// says that one failed.
 #[test]

@@ -207,13 +207,32 @@ fn the_trace_tells_the_whole_search() {
         text = format!("{}{text}", kept["text"].as_str().unwrap());
         rank = kept["parent"].as_u64();
     }
-    // A character cut between chunks is broken in the trace and whole in the answer.
-    let clean = |text: &str| text.replace('\u{fffd}', "");
-    let response = answer[0]["response"].as_str().unwrap();
-    assert!(clean(response).contains(&clean(&text)) || clean(&text) == clean(response));
+    assert_eq!(text, answer[0]["response"].as_str().unwrap());
     let answered = chunks.last().unwrap()["candidates"].as_array().unwrap();
     let winner = answered.iter().find(|c| c["rank"] == 0).unwrap();
     assert_eq!(winner["gain"], answer[0]["gain"]);
+}
+
+/// Goal: a character that is written in several steps is whole in the trace's texts too.
+#[test]
+fn the_trace_cuts_no_character() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.jsonl");
+    let prompts = prompts_file(folder.path(), many_or_few(40, 4));
+    let flags =
+        ["--prompts", &prompts, "--trace", trace.to_str().unwrap(), "--max-new-tokens", "12"];
+    let shape = ["-w", "1", "-k", "2", "-l", "1", "--temperature", "3"];
+    let answers = lines(&stdout(&search(&[&flags[..], &shape].concat())));
+    let mut texts = std::collections::HashMap::<String, String>::new();
+    for chunk in lines(&std::fs::read_to_string(&trace).unwrap()) {
+        let candidates = chunk["candidates"].as_array().unwrap();
+        let kept = candidates.iter().find(|c| c["rank"] == 0).unwrap();
+        *texts.entry(chunk["id"].to_string()).or_default() += kept["text"].as_str().unwrap();
+    }
+    for answer in &answers {
+        assert_eq!(texts[&answer["id"].to_string()], answer["response"].as_str().unwrap());
+    }
+    assert!(answers.iter().any(|a| !a["response"].as_str().unwrap().is_ascii()), "{answers:?}");
 }
 
 /// Goal: shards cut a file without gaps or overlaps.
