@@ -27,7 +27,7 @@
 //! let tokenizer = Arc::new(Tokenizer::open(&base)?);
 //! let (eos, longest_token) = (tokenizer.eos(), tokenizer.longest_token());
 //! let template = Template::default();
-//! let format = PromptFormat { tokenizer, template, chat: false, bos: Bos::Auto };
+//! let format = PromptFormat { tokenizer, template, chat: false, date: None, bos: Bos::Auto };
 //!
 //! let engine = Engine::new(backend.clone(), Model::open(&*backend, &base, None)?, limits)?;
 //! let ends = eos.into_iter().collect();

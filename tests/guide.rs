@@ -63,6 +63,7 @@ fn weighted<B: Backend>(
             tokenizer,
             template: Template::default(),
             chat: false,
+            date: None,
             bos: Bos::Never,
         },
         tokens,

@@ -73,7 +73,7 @@ impl Models {
             weight: 1.0,
             eos: tokenizer.eos(),
             longest_token: base.longest_token(),
-            format: PromptFormat { tokenizer, template, chat: false, bos },
+            format: PromptFormat { tokenizer, template, chat: false, date: None, bos },
             tokens: GuideTokens::Text,
         };
         let guide = PairGuide::new(vec![weighted], Some(base));

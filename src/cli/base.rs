@@ -7,11 +7,11 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::models::{self, Described, Plan};
+use super::models::{self, Described, Plan, Reading};
 use crate::error::{Error, Result};
 use crate::proposer::{ApiKey, Endpoint, RemoteFormat, RemoteProposer};
 use crate::server::say;
-use crate::text::{Bos, PromptFormat, Template, Tokenizer};
+use crate::text::{Template, Tokenizer};
 
 /// Before a request is sent again for the first time.
 const BACKOFF: Duration = Duration::from_millis(250);
@@ -84,18 +84,18 @@ pub struct Server {
 
 impl Server {
     /// The proposer that asks it.
-    pub fn proposer(&self, template: &Template, chat: bool, bos: Bos) -> Result<RemoteProposer> {
+    pub fn proposer(&self, template: &Template, reading: Reading) -> Result<RemoteProposer> {
         let template = template.clone();
         let format = match &self.tokenizer {
             Some(folder) => {
                 let tokenizer = Arc::new(Tokenizer::open(folder)?);
-                if chat {
+                if reading.chat {
                     tokenizer.require_chat_template()?;
                 }
-                let format = PromptFormat { tokenizer, template, chat, bos };
+                let format = reading.format(tokenizer, template);
                 RemoteFormat::Model { format, ids: self.ids }
             }
-            None if chat => {
+            None if reading.chat => {
                 let reason = "with --base-url needs --base-tokenizer, the folder of the base \
                               model's own chat template";
                 return Err(Error::flag("--chat", reason));
@@ -180,7 +180,7 @@ pub enum DescribedBase {
 }
 
 impl DescribedBase {
-    pub fn open(plan: &Plan, chat: bool, bos: Bos) -> Result<Self> {
+    pub fn open(plan: &Plan, reading: Reading) -> Result<Self> {
         let server = match &plan.base {
             Base::Folder(folder) => return Ok(Self::Folder(Box::new(Described::open(folder)?))),
             Base::Server(server) => server,
@@ -195,7 +195,7 @@ impl DescribedBase {
                           keeps to itself";
             return Err(Error::flag("--compat", reason));
         }
-        Ok(Self::Server(Box::new(server.proposer(&plan.base_template, chat, bos)?)))
+        Ok(Self::Server(Box::new(server.proposer(&plan.base_template, reading)?)))
     }
 
     pub fn folder(&self) -> Option<&Described> {

@@ -102,6 +102,7 @@ fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         guides: Vec::new(),
         guide_template: None,
         chat: false,
+        date: None,
         bos: BosFlag::Auto,
     };
     let plan = Plan {

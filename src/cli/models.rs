@@ -16,7 +16,7 @@ use crate::guide::{GuideTokens, PairGuide, WeightedPair, reserved};
 use crate::hash::Fnv;
 use crate::kv_cache::{Lifetime, PAGE_LEN};
 use crate::proposer::{BaseProposer, Guidance, LocalProposer, RemoteProposer};
-use crate::text::{Bos, PromptFormat, Template, Tokenizer};
+use crate::text::{Bos, Date, PromptFormat, Template, Tokenizer};
 use crate::weights::Checkpoint;
 
 /// Rows that run together.
@@ -71,9 +71,31 @@ pub struct GuideArgs {
     /// Use the models' own chat templates
     #[arg(long)]
     pub chat: bool,
+    /// The day that chat templates are told [default: today, UTC]
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub date: Option<Date>,
     /// Beginning-of-sequence tokens
     #[arg(long, value_enum, default_value = "auto")]
     pub bos: BosFlag,
+}
+
+/// How every model's prompts become what it reads.
+#[derive(Clone, Copy)]
+pub struct Reading {
+    /// Whether they become messages in the models' own chat templates.
+    pub chat: bool,
+    /// The day that these are told, today if none.
+    pub date: Option<Date>,
+    /// What stands at the beginning.
+    pub bos: Bos,
+}
+
+impl Reading {
+    /// How one model reads prompts within a template.
+    pub fn format(self, tokenizer: Arc<Tokenizer>, template: Template) -> PromptFormat {
+        let Self { chat, date, bos } = self;
+        PromptFormat { tokenizer, template, chat, date, bos }
+    }
 }
 
 impl GuideArgs {
@@ -87,12 +109,13 @@ impl GuideArgs {
         first.chain(self.guides.iter().cloned()).collect()
     }
 
-    pub fn bos(&self) -> Bos {
-        match self.bos {
+    pub fn reading(&self) -> Reading {
+        let bos = match self.bos {
             BosFlag::Auto => Bos::Auto,
             BosFlag::Always => Bos::Always,
             BosFlag::Never => Bos::Never,
-        }
+        };
+        Reading { chat: self.chat, date: self.date, bos }
     }
 
     fn template(&self) -> Result<Template> {
@@ -190,11 +213,11 @@ impl Described {
     }
 
     /// Refuses flags with which it could read no prompt.
-    fn check(&self, chat: bool, bos: Bos) -> Result<()> {
-        if chat {
+    fn check(&self, reading: Reading) -> Result<()> {
+        if reading.chat {
             self.tokenizer.require_chat_template()?;
         }
-        self.tokenizer.encode("", bos).map(drop)
+        self.tokenizer.encode("", reading.bos).map(drop)
     }
 
     /// The token that ends a text that this model reads.
@@ -275,9 +298,11 @@ pub fn load<B: Backend>(
     guide: &GuideArgs,
     kv_memory: Option<Bytes>,
 ) -> Result<Ready<B>> {
-    let bos = if plan.compat { Bos::Never } else { guide.bos() };
-    let (chat, guide_template) = (guide.chat, guide.template()?);
-    let base = DescribedBase::open(plan, chat, bos)?;
+    let (mut reading, guide_template) = (guide.reading(), guide.template()?);
+    if plan.compat {
+        reading.bos = Bos::Never;
+    }
+    let base = DescribedBase::open(plan, reading)?;
     let mut pairs =
         guide.pairs().iter().map(DescribedPair::open).collect::<Result<Vec<DescribedPair>>>()?;
     for pair in &mut pairs {
@@ -304,7 +329,7 @@ pub fn load<B: Backend>(
         }
     }
     let mut prompted = base.folder().into_iter().chain(pairs.iter().map(|pair| &pair.tuned));
-    prompted.try_for_each(|model| model.check(chat, bos))?;
+    prompted.try_for_each(|model| model.check(reading))?;
     let contexts = pairs.iter().flat_map(|pair| [&pair.tuned, &pair.untuned]).chain(base.folder());
     let context = contexts.map(|model| model.config.context).max().unwrap_or(0);
     // Text that another tokenizer reads may need more pages.
@@ -333,7 +358,7 @@ pub fn load<B: Backend>(
     let weighted = pairs
         .into_iter()
         .map(|pair| {
-            let pair = pair.build(backend, limits, needs.caches, &guide_template, chat, bos)?;
+            let pair = pair.build(backend, limits, needs.caches, &guide_template, reading)?;
             Ok(WeightedPair { longest_token, ..pair })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -351,8 +376,7 @@ pub fn load<B: Backend>(
                 shifted.collect()
             });
             let eos = base.eos();
-            let template = plan.base_template.clone();
-            let format = PromptFormat { tokenizer: base.tokenizer, template, chat, bos };
+            let format = reading.format(base.tokenizer, plan.base_template.clone());
             let local = LocalProposer::new(engine, format, eos, guidance)?;
             BaseProposer::Local(Box::new(local))
         }
@@ -397,7 +421,7 @@ pub fn load_guide<B: Backend>(
     let template = guide.template()?;
     let weighted = pairs
         .into_iter()
-        .map(|pair| pair.build(backend, limits, 1, &template, guide.chat, guide.bos()))
+        .map(|pair| pair.build(backend, limits, 1, &template, guide.reading()))
         .collect::<Result<Vec<_>>>()?;
     Ok((PairGuide::new(weighted, None), tokenizer))
 }
@@ -424,16 +448,14 @@ impl<B: Backend> LoadedPair<B> {
         limits: Limits,
         caches: usize,
         template: &Template,
-        chat: bool,
-        bos: Bos,
+        reading: Reading,
     ) -> Result<WeightedPair<B>> {
         let DescribedPair { tuned, weight, tokens, .. } = self.described;
         let proposal_pages = (caches - 1) * limits.pages;
         let limits = Limits { pages: caches * limits.pages, ..limits };
         let eos = tuned.end();
         let pair = Pair::new(backend, self.tuned, self.untuned, limits, proposal_pages)?;
-        let template = template.clone();
-        let format = PromptFormat { tokenizer: tuned.tokenizer, template, chat, bos };
+        let format = reading.format(tuned.tokenizer, template.clone());
         // The guide's own, where responses are given whole.
         let longest_token = format.tokenizer.longest_token();
         let pair = Arc::new(Mutex::new(pair));

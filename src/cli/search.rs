@@ -17,7 +17,7 @@ use super::settings::SearchArgs;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::scheduler::{Finished, Scheduler};
-use crate::text::Prompt;
+use crate::text::{Date, Prompt};
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -64,8 +64,9 @@ pub struct Args {
 }
 
 impl Args {
-    /// All that determines an answer, for `--resume`: models by what is in them, wherever they lie.
-    fn fingerprint(&self, arithmetic: &str) -> Result<Value> {
+    /// All that determines an answer, for `--resume`: models by what is in them, wherever they lie; `date`
+    /// where chat templates ask for it.
+    fn fingerprint(&self, arithmetic: &str, date: Option<Date>) -> Result<Value> {
         let pairs = self.guide.pairs();
         let pairs = pairs.iter().map(|GuideFlag { tuned, untuned, weight }| {
             Ok(json!([models::fingerprint(tuned)?, models::fingerprint(untuned)?, weight]))
@@ -91,6 +92,7 @@ impl Args {
             "base_template": search.base_template,
             "guide_template": self.guide.guide_template,
             "chat": self.guide.chat,
+            "date": date.map(|date| date.to_string()),
             "guide_tokens": format!("{:?}", search.guide_tokens).to_lowercase(),
             "compat": search.compat.is_some(),
             "bos": format!("{:?}", self.guide.bos).to_lowercase(),
@@ -120,11 +122,14 @@ impl Job for Args {
     type Output = Done;
 
     fn run<B: Backend>(self, backend: &Arc<B>) -> Result<Done> {
-        search(backend, &self)
+        search(backend, self)
     }
 }
 
-fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
+fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
+    // One day for the whole run, also where it goes on past midnight.
+    let date = *args.guide.date.get_or_insert_with(Date::today);
+    let args = &args;
     let settings = args.search.settings(&args.guide)?;
     if args.concurrency == 0 {
         return Err(Error::flag("--concurrency", "must be at least 1"));
@@ -133,14 +138,16 @@ fn search<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let in_flight = args.concurrency.min(items.len()).max(1);
     let plan = args.search.plan(args.base.base()?, &settings, in_flight)?;
     let ready = models::load(backend, &plan, &args.guide, args.device.kv_memory)?;
+    let asks_for_date = ready.proposer.asks_for_date() || ready.guide.asks_for_date();
     let mut scheduler = Scheduler::new(ready.proposer, ready.guide, plan.in_flight);
     let files = args.output.as_deref().filter(|path| !is_stdout(path));
+    let date = asks_for_date.then_some(date);
     let target = Target {
         output: files,
         trace: args.trace.as_deref(),
         resume: args.resume,
         settings: match files {
-            Some(_) => args.fingerprint(&backend.arithmetic())?,
+            Some(_) => args.fingerprint(&backend.arithmetic(), date)?,
             None => Value::Null,
         },
     };

@@ -141,6 +141,11 @@ impl<B: Backend> PairGuide<B> {
         self.pairs.first().map_or(0, |pair| pair.pair().tuned.rows_run())
     }
 
+    /// Whether what the pairs read may depend on the day.
+    pub fn asks_for_date(&self) -> bool {
+        self.pairs.iter().any(|pair| pair.format.asks_for_date())
+    }
+
     /// Returns when all that was asked of the pairs has happened.
     pub fn wait(&self) -> Result<()> {
         self.pairs.iter().try_for_each(|weighted| weighted.pair().wait())

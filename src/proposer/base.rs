@@ -13,6 +13,16 @@ pub enum BaseProposer<B: Backend> {
     Remote(Box<RemoteProposer>),
 }
 
+impl<B: Backend> BaseProposer<B> {
+    /// Whether what it reads here may depend on the day.
+    pub fn asks_for_date(&self) -> bool {
+        match self {
+            Self::Local(local) => local.asks_for_date(),
+            Self::Remote(remote) => remote.asks_for_date(),
+        }
+    }
+}
+
 /// Its prompt.
 pub enum BasePrompt {
     /// Of a [`LocalProposer`].

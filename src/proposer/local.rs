@@ -69,6 +69,11 @@ impl<B: Backend> LocalProposer<B> {
         Ok(Self { eos: Vec::new(), ..self })
     }
 
+    /// Whether what it reads may depend on the day.
+    pub fn asks_for_date(&self) -> bool {
+        self.format.asks_for_date()
+    }
+
     /// The base model's engine.
     pub fn engine(&self) -> &Engine<B> {
         &self.engine

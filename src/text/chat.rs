@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 
+use super::date::{Date, now, strftime};
 use crate::error::{Error, Result};
 
 /// Steps after which a template is stopped: far more than any conversation takes.
@@ -30,7 +30,7 @@ pub struct Message {
 ///
 /// The surroundings are those of transformers' `apply_chat_template`: blocks are trimmed, Python's
 /// string methods work, and there are `raise_exception`, `strftime_now` and a `tojson` that does
-/// not escape HTML. Two differences: the date is UTC, and `{% generation %}` is not known.
+/// not escape HTML. Two differences: the date is UTC (or a given day, which begins just now), and `{% generation %}` is not known.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
@@ -56,16 +56,22 @@ impl ChatTemplate {
         }
     }
 
-    /// The conversation as text, up to where the model's answer begins.
+    /// Whether the text depends on the day.
+    pub fn asks_for_date(&self) -> bool {
+        self.source.contains("strftime_now")
+    }
+
+    /// The conversation as text, up to where the model's answer begins. The template is told `date`, or
+    /// the moment that it is.
     ///
     /// # Errors
     /// [`Error::Template`] when the template is not valid Jinja or refuses the conversation.
-    pub fn render(&self, messages: &[Message]) -> Result<String> {
+    pub fn render(&self, messages: &[Message], date: Option<Date>) -> Result<String> {
         let failed = |e: minijinja::Error| Error::Template {
             what: self.origin.display().to_string(),
             reason: format!("the chat template failed: {}", describe(&e)),
         };
-        let environment = environment().map_err(failed)?;
+        let environment = environment(date).map_err(failed)?;
         // A name without an ending, so that nothing is escaped as HTML.
         let template =
             environment.template_from_named_str("chat_template", &self.source).map_err(failed)?;
@@ -116,7 +122,7 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
-fn environment() -> Result<Environment<'static>, minijinja::Error> {
+fn environment(date: Option<Date>) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_fuel(Some(MAX_STEPS));
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -124,9 +130,8 @@ fn environment() -> Result<Environment<'static>, minijinja::Error> {
     environment.add_function("raise_exception", |message: String| -> Result<Value, _> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
-    environment.add_function("strftime_now", |format: String| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        strftime(&format, now.map_or(0, |now| now.as_secs()))
+    environment.add_function("strftime_now", move |format: String| {
+        strftime(&format, date.map_or_else(now, Date::start))
             .map_err(|reason| minijinja::Error::new(ErrorKind::InvalidOperation, reason))
     });
     environment.add_filter("tojson", tojson);
@@ -157,86 +162,4 @@ fn tojson(
     }
     json.push_str(rest);
     Ok(Value::from_safe_string(json))
-}
-
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-/// From 1970-01-01 on.
-const WEEKDAYS: [&str; 7] =
-    ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-
-/// A moment, in seconds since 1970 UTC, as C's strftime writes it; the fields that dates in chat
-/// templates use.
-fn strftime(format: &str, seconds: u64) -> Result<String, String> {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Howard Hinnant's civil_from_days, for days after 1970: years begin in March, so that the
-    // leap day is a year's last. <https://howardhinnant.github.io/date_algorithms.html>
-    let from_0000_03 = days + 719_468;
-    let (era, day_of_era) = (from_0000_03 / 146_097, from_0000_03 % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = (from_march + 2) % 12 + 1;
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-
-    let month_name = MONTHS[month as usize - 1];
-    let weekday = WEEKDAYS[(days % 7) as usize];
-    let mut text = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            text.push(c);
-            continue;
-        }
-        text += &match chars.next() {
-            Some('Y') => year.to_string(),
-            Some('y') => format!("{:02}", year % 100),
-            Some('m') => format!("{month:02}"),
-            Some('B') => month_name.to_owned(),
-            Some('b') => month_name[..3].to_owned(),
-            Some('d') => format!("{day:02}"),
-            Some('A') => weekday.to_owned(),
-            Some('a') => weekday[..3].to_owned(),
-            Some('H') => format!("{:02}", second / 3_600),
-            Some('M') => format!("{:02}", second / 60 % 60),
-            Some('S') => format!("{:02}", second % 60),
-            Some('%') => "%".to_owned(),
-            other => {
-                let field = other.map_or_else(String::new, String::from);
-                return Err(format!("strftime_now: %{field} in {format:?} is not supported"));
-            }
-        };
-    }
-    Ok(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::strftime;
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        let written = |seconds| strftime("%A %a %d %B %b %Y %y-%m %H:%M:%S%%", seconds).unwrap();
-        assert_eq!(written(0), "Thursday Thu 01 January Jan 1970 70-01 00:00:00%");
-        // The leap day of a century, and the seconds around a new year.
-        assert_eq!(written(951_782_400), "Tuesday Tue 29 February Feb 2000 00-02 00:00:00%");
-        assert_eq!(written(1_735_689_599), "Tuesday Tue 31 December Dec 2024 24-12 23:59:59%");
-        assert_eq!(written(1_735_689_600), "Wednesday Wed 01 January Jan 2025 25-01 00:00:00%");
-        assert!(strftime("%Q", 0).unwrap_err().contains("%Q"));
-        assert!(strftime("%", 0).is_err());
-    }
 }

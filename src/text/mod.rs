@@ -2,6 +2,7 @@
 
 mod bytes;
 mod chat;
+mod date;
 mod growth;
 mod prompt;
 mod stop;
@@ -9,6 +10,7 @@ mod tokenizer;
 
 pub use bytes::complete_utf8;
 pub use chat::{ChatTemplate, Message};
+pub use date::Date;
 pub use prompt::{Prompt, PromptFormat, Template};
 pub use stop::{StopMatch, StopStrings};
 pub use tokenizer::{Bos, Tokenizer, panics_are_caught};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::chat::Message;
+use super::chat::{ChatTemplate, Message};
+use super::date::Date;
 use super::tokenizer::{Bos, Tokenizer};
 use crate::error::{Error, Result};
 
@@ -67,6 +68,8 @@ pub struct PromptFormat {
     pub template: Template,
     /// Whether a text prompt becomes a user's message in the model's chat template.
     pub chat: bool,
+    /// The day that a chat template is told, today if none.
+    pub date: Option<Date>,
     /// What stands at the beginning.
     pub bos: Bos,
 }
@@ -98,8 +101,13 @@ impl PromptFormat {
         self.tokenizer.encode(rendered, self.bos)
     }
 
+    /// Whether what the model reads may depend on the day.
+    pub fn asks_for_date(&self) -> bool {
+        self.tokenizer.chat_template().is_some_and(ChatTemplate::asks_for_date)
+    }
+
     fn render_chat(&self, messages: &[Message]) -> Result<String> {
         let template = self.tokenizer.require_chat_template()?;
-        template.render(messages)
+        template.render(messages, self.date)
     }
 }

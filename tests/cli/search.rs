@@ -335,3 +335,33 @@ fn every_device_finds_what_the_cpu_finds() {
     }
     assert!(same >= 5, "{same} of 7 responses are the CPU's");
 }
+
+/// Goal: what a chat template is told of the day is fixed for a whole run, can be given, and is among what
+/// `--resume` holds a run to.
+#[test]
+fn the_day_that_templates_are_told_is_one_and_can_be_given() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(model("gpt2")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let template = "{{ strftime_now('%d %B %Y, %H:%M:%S') }} {{ messages[0].content }}";
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    let base = folder.path().to_str().unwrap();
+    let answer = |more: &[&str]| {
+        let flags = ["search", "--base", base, "--method", "sample", "--chat", "--json"];
+        trimtab(&[&flags[..], &["--prompt", "hi", "--max-new-tokens", "20"], more].concat())
+    };
+    let on = |date: &str| lines(&stdout(&answer(&["--date", date]))).remove(0)["response"].clone();
+    assert_eq!(on("2026-01-02"), on("2026-01-02"));
+    let other = (3..9).map(|day| on(&format!("2026-01-0{day}")));
+    assert!(other.into_iter().any(|answer| answer != on("2026-01-02")));
+    assert_refused(&answer(&["--date", "2026-02-30"]), "did you mean 2026-03-02?");
+
+    let output = folder.path().join("out.jsonl");
+    let output = output.to_str().unwrap();
+    stdout(&answer(&["--output", output, "--date", "2026-01-02"]));
+    let again = |date| answer(&["--output", output, "--resume", "--date", date]);
+    stdout(&again("2026-01-02"));
+    assert_refused(&again("2026-01-03"), "2026-01-02");
+}

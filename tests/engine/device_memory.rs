@@ -97,8 +97,13 @@ fn search<B: Backend>(backend: &Arc<B>) {
     let tokenizer = Arc::new(Tokenizer::open(&folder("gpt2")).unwrap());
     let longest_token = tokenizer.longest_token();
     let eos = tokenizer.eos();
-    let format =
-        PromptFormat { tokenizer, template: Template::default(), chat: false, bos: Bos::Never };
+    let format = PromptFormat {
+        tokenizer,
+        template: Template::default(),
+        chat: false,
+        date: None,
+        bos: Bos::Never,
+    };
     let tuned = load(backend, "gpt2_tuned", None);
     let untuned = load(backend, "gpt2", Some(&tuned));
     let pair = Pair::new(backend, tuned, untuned, limits, limits.pages / 2).unwrap();

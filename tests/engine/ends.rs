@@ -94,8 +94,13 @@ fn rows_that_end_between_two_looks_stand_still() {
 /// Responses of one proposer, alone or steered, that is asked for `steps` tokens at a time.
 fn responses<B: Backend>(backend: &Arc<B>, eos: u32, steered: bool, steps: usize) -> Vec<Response> {
     let tokenizer = Arc::new(Tokenizer::open(&folder("gpt2")).unwrap());
-    let format =
-        PromptFormat { tokenizer, template: Template::default(), chat: false, bos: Bos::Never };
+    let format = PromptFormat {
+        tokenizer,
+        template: Template::default(),
+        chat: false,
+        date: None,
+        bos: Bos::Never,
+    };
     let (tuned, untuned) = (folder("gpt2_tuned"), folder("gpt2"));
     let guidance = steered.then(|| Guidance {
         pair: Arc::new(Mutex::new(

@@ -22,7 +22,13 @@ const LIFE: Lifetime = Lifetime { response: 48, chunk: 24, beams: 2, candidates:
 
 fn format() -> PromptFormat {
     let tokenizer = Arc::new(Tokenizer::open(&folder("gpt2")).unwrap());
-    PromptFormat { tokenizer, template: Template::default(), chat: false, bos: Bos::Never }
+    PromptFormat {
+        tokenizer,
+        template: Template::default(),
+        chat: false,
+        date: None,
+        bos: Bos::Never,
+    }
 }
 
 fn limits(rows: usize) -> Limits {

@@ -114,7 +114,9 @@ fn damaged_models_are_read_or_refused() {
                     let ids = tokenizer.encode("The film, 你好 <s>\n", Bos::Auto)?;
                     ids.iter().for_each(|&id| assert!(tokenizer.bytes(id).len() < 1000));
                     let turn = Message { role: "user".into(), content: "Hello".into() };
-                    tokenizer.chat_template().map_or(Ok(String::new()), |chat| chat.render(&[turn]))
+                    tokenizer
+                        .chat_template()
+                        .map_or(Ok(String::new()), |chat| chat.render(&[turn], None))
                 });
                 for result in [config, checkpoint, tokenizer.map(|_| ())] {
                     match result {
@@ -384,7 +386,7 @@ fn endless_templates_are_stopped() {
         "{% if",
     ] {
         let started = Instant::now();
-        let rendered = ChatTemplate::new(source, Path::new("x"), None, None).render(&turn);
+        let rendered = ChatTemplate::new(source, Path::new("x"), None, None).render(&turn, None);
         assert!(rendered.is_err(), "{source} gives {} bytes", rendered.unwrap().len());
         assert!(started.elapsed() < Duration::from_secs(5), "{source} takes too long");
     }
@@ -413,6 +415,6 @@ proptest! {
         ]), 0..25),
     ) {
         let turn = [Message { role: "user".into(), content: "Hello".into() }];
-        let _ = ChatTemplate::new(&parts.concat(), Path::new("x"), None, None).render(&turn);
+        let _ = ChatTemplate::new(&parts.concat(), Path::new("x"), None, None).render(&turn, None);
     }
 }

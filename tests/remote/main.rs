@@ -306,7 +306,8 @@ fn prompts_may_be_tokens() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama3");
     let tokenizer = std::sync::Arc::new(Tokenizer::open(folder.as_ref()).unwrap());
     let (template, bos) = (Template::default(), Bos::Auto);
-    let format = PromptFormat { tokenizer: tokenizer.clone(), template, chat: true, bos };
+    let format =
+        PromptFormat { tokenizer: tokenizer.clone(), template, chat: true, date: None, bos };
     for ids in [true, false] {
         let server = scripted();
         let remote = RemoteFormat::Model { format: format.clone(), ids };

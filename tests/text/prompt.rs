@@ -54,7 +54,7 @@ fn chat_templates_run_as_in_transformers() {
     let config = json!({"chat_template": named}).to_string();
     let files = [("tokenizer_config.json", &*config), ("chat_template.jinja", "J")];
     let rendered =
-        |files: &[(&str, &str)]| open(files).chat_template().unwrap().render(&[]).unwrap();
+        |files: &[(&str, &str)]| open(files).chat_template().unwrap().render(&[], None).unwrap();
     assert_eq!(rendered(&files[..1]), "D");
     assert_eq!(rendered(&files), "J");
 

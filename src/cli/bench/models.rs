@@ -169,6 +169,7 @@ impl ModelArgs {
                     guides: Vec::new(),
                     guide_template: None,
                     chat: false,
+                    date: None,
                     bos: BosFlag::Auto,
                 };
                 let plan = Plan {
@@ -230,6 +231,7 @@ impl<B: Backend> Trio<B> {
             tokenizer: tokenizer.clone(),
             template: Template::default(),
             chat: false,
+            date: None,
             bos: Bos::Never,
         };
         let engine = Engine::new(backend.clone(), model(&base_config, 1)?, limits)?;

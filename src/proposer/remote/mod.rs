@@ -75,6 +75,14 @@ impl RemoteState {
 }
 
 impl RemoteProposer {
+    /// Whether what is sent to the server may depend on the day.
+    pub fn asks_for_date(&self) -> bool {
+        match &self.format {
+            RemoteFormat::Template(_) => false,
+            RemoteFormat::Model { format, .. } => format.asks_for_date(),
+        }
+    }
+
     /// Bytes of text for each token asked for that a server may send at most. The longest tokens
     /// of the vocabularies in use have 128.
     pub const TOKEN_BYTES: usize = 128;
