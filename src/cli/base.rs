@@ -31,7 +31,7 @@ pub enum BasePromptFlag {
 #[derive(clap::Args, Clone, Debug)]
 pub struct BaseArgs {
     /// Folder of the base model, in Hugging Face format
-    #[arg(long, value_name = "DIR", required_unless_present = "base_url")]
+    #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
     /// A server that writes in the base model's place: the root of an OpenAI-compatible API with
     /// /completions, such as http://127.0.0.1:8000/v1

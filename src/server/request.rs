@@ -377,8 +377,8 @@ fn settings(
         stop,
         compat: default.compat,
     };
-    settings.validate().map_err(|error| refused(&error))?;
-    if settings.beam_width * settings.successors > limits.candidates {
+    // This server's own limits first: they are the narrower ones.
+    if settings.beam_width.saturating_mul(settings.successors) > limits.candidates {
         let reason = format!("times `search.successors` must be at most {}", limits.candidates);
         return Err(Refusal::field("search.beam_width", reason));
     }
@@ -386,6 +386,7 @@ fn settings(
         let reason = format!("must be at most {}", limits.tokens);
         return Err(Refusal::field("max_tokens", reason));
     }
+    settings.validate().map_err(|error| refused(&error))?;
     Ok(settings)
 }
 

@@ -76,6 +76,7 @@ fn bad_fields_are_refused_by_name() {
         ("method", json!("eft"), "--method eft"),
         ("beam_width", json!(0), "at least 1"),
         ("beam_width", json!(65), "at most 256"),
+        ("beam_width", json!(1_000_000), "at most 256"),
         ("successors", json!(0), "at least 1"),
         ("chunk_len", json!(0), "at least 1"),
         ("chunk_len", json!("long"), "must be a number or \"inf\""),
