@@ -125,8 +125,8 @@ impl<B: Backend> PairGuide<B> {
     /// Sequences of full length that fit into the cache at the same time.
     pub fn whole_sequences(&self) -> usize {
         let fit = self.pairs.iter().map(|weighted| {
-            let Longest { context, cache } = weighted.longest();
-            (cache / PAGE_LEN) / context.min(cache).div_ceil(PAGE_LEN).max(1)
+            let longest = weighted.longest();
+            (longest.cache / PAGE_LEN) / longest.tokens().div_ceil(PAGE_LEN).max(1)
         });
         fit.min().unwrap_or(usize::MAX)
     }
