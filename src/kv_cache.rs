@@ -195,6 +195,17 @@ pub struct Lifetime {
 }
 
 impl Lifetime {
+    /// That of a response which somebody else wrote, of so many tokens at most: it is scored once and never
+    /// forked.
+    pub fn given(response: usize) -> Self {
+        Self { response, chunk: response, beams: 1, candidates: 0 }
+    }
+
+    /// Whether the response is given.
+    pub fn is_given(&self) -> bool {
+        self.candidates == 0
+    }
+
     /// Pages that the search may hold at once in one pool, after a prompt of `prompt` tokens.
     ///
     /// The prompt's pages are shared by all; each beam may own all pages of its response; while

@@ -210,8 +210,7 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
     ) -> Result<()> {
         // No token is shorter than a byte. Should even that not fit, the rest of the pool is
         // enough for any response that the guide can read.
-        let bytes = text.len() + 1;
-        let life = Lifetime { response: bytes, chunk: bytes, beams: 1, candidates: 0 };
+        let life = Lifetime::given(text.len() + 1);
         let guide = self.guide.prepare(prompt, &life)?;
         let needed = self.guide.pages_needed(&guide, &life);
         let none = vec![0; self.proposer.page_capacity().len()];

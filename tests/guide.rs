@@ -302,7 +302,7 @@ fn what_the_cache_cannot_hold_is_refused_beforehand() {
     let (tuned, untuned) = (folder("gpt2_tuned"), folder("gpt2"));
     pair.pair = Arc::new(Mutex::new(Pair::open(&device, &tuned, &untuned, limits, 4).unwrap()));
     let mut guide = PairGuide::new(vec![pair], None);
-    let life = Lifetime { response: 3, chunk: 3, beams: 1, candidates: 0 };
+    let life = Lifetime::given(3);
     let prompt = |words: usize| Prompt::Text(" film".repeat(words));
     let refused = guide.prepare(&prompt(50), &life).err().unwrap().to_string();
     assert!(refused.contains("guide model's cache holds 64 tokens"), "{refused}");
@@ -356,7 +356,7 @@ fn a_text_beyond_the_context_fails_alone() {
 fn a_given_response_is_read_as_text() {
     on_every_device!(|device| {
         let response = text_response(" quiet harbour".repeat(6).as_bytes(), Some(Finish::Eos));
-        let life = Lifetime { response: 200, chunk: 200, beams: 1, candidates: 0 };
+        let life = Lifetime::given(200);
         let prompt = "The film opens on a quiet harbour.";
         let [ids, text] = [GuideTokens::Ids, GuideTokens::Text].map(|tokens| {
             let mut guide = guide(&device, "gpt2_tuned", "gpt2", tokens);

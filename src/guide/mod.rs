@@ -46,8 +46,8 @@ pub trait Guide {
     /// What has been cached of one hypothesis. `clone` forks it, `drop` releases it.
     type State: Clone;
 
-    /// Turns a prompt into tokens and checks that it and `life.response` more fit; where there are
-    /// no candidates, that is an upper bound for a response that is given.
+    /// Turns a prompt into tokens and checks that it and `life.response` more fit; where the response is
+    /// given ([`Lifetime::is_given`]), that is an upper bound, its bytes being all that is known of it.
     fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt>;
 
     /// Pages that a search needs at most, per pool of this guide.

@@ -57,13 +57,13 @@ impl<B: Backend> WeightedPair<B> {
 
     /// Whether tokens come as they are, and no more of them than a search has been told.
     fn takes_ids(&self, life: &Lifetime) -> bool {
-        self.tokens == GuideTokens::Ids && !is_given(life)
+        self.tokens == GuideTokens::Ids && !life.is_given()
     }
 
     /// What a search reserves for what its hypotheses keep cached.
     fn reserved(&self, life: &Lifetime) -> Lifetime {
         let longest = self.longest().tokens();
-        if self.takes_ids(life) || is_given(life) {
+        if self.takes_ids(life) || life.is_given() {
             Lifetime { response: life.response.min(longest), ..*life }
         } else {
             reserved(life, longest)
@@ -75,16 +75,11 @@ impl<B: Backend> WeightedPair<B> {
         if self.takes_ids(life) {
             return 0;
         }
-        let token = if is_given(life) { 1 } else { self.longest_token };
+        let token = if life.is_given() { 1 } else { self.longest_token };
         let bytes = prompt.text.len().saturating_add(life.response.saturating_mul(token));
         let end = usize::from(self.eos.is_some());
         (self.format.tokenizer.most_tokens(bytes) + end).min(self.longest().tokens())
     }
-}
-
-/// Whether a response is given, and its bytes are all that is known of it.
-fn is_given(life: &Lifetime) -> bool {
-    life.candidates == 0
 }
 
 /// Weighted pairs of small models; their gains add.

@@ -191,7 +191,10 @@ fn flags_that_cannot_work_are_refused() {
         .args(["search", "--prompt", "x", "--method", "sample"])
         .output()
         .unwrap();
-    assert!(String::from_utf8_lossy(&alone.stderr).contains("--base or --base-url and --base-model are needed"));
+    assert!(
+        String::from_utf8_lossy(&alone.stderr)
+            .contains("--base or --base-url and --base-model are needed")
+    );
 }
 
 /// Goal: whoever waits for a server that does not answer is told so, once, and not only at the end.
