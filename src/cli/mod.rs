@@ -14,6 +14,7 @@ mod memory;
 mod models;
 mod output;
 mod progress;
+mod resume;
 mod score;
 mod search;
 mod serve;

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::input::Item;
+use super::resume::{self, Kept};
 use super::stdout::STDOUT;
 use crate::error::{Error, Result};
 use crate::search::{Chunk, Outcome};
@@ -93,6 +94,8 @@ pub struct Target<'a> {
     pub trace: Option<&'a Path>,
     /// `--resume`
     pub resume: bool,
+    /// `--retry-failed`
+    pub retry_failed: bool,
     /// All that determines the answers; kept beside the output.
     pub settings: Value,
 }
@@ -126,13 +129,13 @@ impl Output {
 }
 
 impl Sink {
-    /// Opens the outputs. Returns how many of `items`, from the first on, are there already. Nothing is
-    /// left behind where one of them cannot be had.
-    pub fn open(target: &Target<'_>, items: &[Item<Prompt>]) -> Result<(Self, usize)> {
+    /// Opens the outputs. Returns which of `items`, from the first on, are there already. Nothing is
+    /// left behind, and nothing is lost, where one of them cannot be had.
+    pub fn open(target: &Target<'_>, items: &[Item<Prompt>]) -> Result<(Self, Kept)> {
         if target.trace.is_some_and(is_stdout) {
             return Err(Error::flag("--trace", "needs a file: answers may go to stdout"));
         }
-        let taken = target.output.map(|path| [path.to_owned(), settings_path(path)]);
+        let taken = target.output.map(|path| [path.to_owned(), resume::settings_path(path)]);
         if target.trace.is_some_and(|path| taken.iter().flatten().any(|taken| taken == path)) {
             let reason = "must be another file than --output, and than its settings";
             return Err(Error::flag("--trace", reason));
@@ -140,20 +143,30 @@ impl Sink {
         if target.resume && target.output.is_none() {
             return Err(Error::flag("--resume", "needs --output, the file to go on with"));
         }
-        let create = |path| Created::open(path, target.resume);
-        let mut output = target.output.map(create).transpose()?;
-        let mut trace = target.trace.map(create).transpose()?;
-        let finished = match &mut output {
+        let create = |advice| move |path| Created::open(path, target.resume, advice);
+        let advice = "go on with it by --resume, or name another file";
+        let mut output = target.output.map(create(advice)).transpose()?;
+        // Its output is a new one here: there is nothing to go on with.
+        let mut trace = target.trace.map(create("name another file, or remove it")).transpose()?;
+        let kept = match &mut output {
             Some(output) => begin(output, target, items)?,
-            None => 0,
+            None => Kept::default(),
         };
-        if let Some(trace) = &mut trace {
-            cut_trace(trace, &items[..finished])?;
+        let steps = match (&mut trace, target.output) {
+            (Some(Created { path, file, .. }), Some(output)) => {
+                resume::steps(path, file, output, items, &kept)?
+            }
+            _ => 0,
+        };
+        for (created, bytes) in [(&mut output, kept.bytes), (&mut trace, steps)] {
+            if let Some(Created { path, file, .. }) = created {
+                resume::cut(path, file, bytes)?;
+            }
         }
         let stdout = || Output { path: STDOUT.into(), writer: Box::new(std::io::stdout()) };
         let output = output.map_or_else(stdout, Created::into_output);
         let (trace, waiting) = (trace.map(Created::into_output), BTreeMap::new());
-        Ok((Self { output, trace, next: finished, waiting }, finished))
+        Ok((Self { output, trace, next: kept.finished, waiting }, kept))
     }
 
     /// Takes the answer of item `index`, counted from 0, and writes all that are due.
@@ -176,13 +189,6 @@ pub fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// Beside the output, what it was made with.
-fn settings_path(output: &Path) -> PathBuf {
-    let mut name = output.as_os_str().to_owned();
-    name.push(".settings.json");
-    name.into()
-}
-
 /// A file that is open for writing, and locked against a second process.
 struct Created {
     path: PathBuf,
@@ -201,8 +207,8 @@ impl Drop for Undo {
 }
 
 impl Created {
-    /// Opens a file that must be new unless `resume`.
-    fn open(path: &Path, resume: bool) -> Result<Self> {
+    /// Opens a file that must be new unless `resume`; `advice` is for whoever has it already.
+    fn open(path: &Path, resume: bool, advice: &str) -> Result<Self> {
         let refuse = |action, reason: &str| Error::io(action, path)(std::io::Error::other(reason));
         if path.is_dir() {
             return Err(refuse("create", "it is a folder; name a file"));
@@ -211,9 +217,7 @@ impl Created {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(resume).create_new(!resume);
         let file = options.open(path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                refuse("create", "it exists; go on with it by --resume, or name another file")
-            }
+            std::io::ErrorKind::AlreadyExists => refuse("create", &format!("it exists; {advice}")),
             _ => Error::io("create", path)(source),
         })?;
         if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
@@ -232,108 +236,19 @@ impl Created {
 }
 
 /// Holds an output that goes on to the settings that it was begun with, or writes those of a new one.
-/// How many answers there are.
+/// What of it stays.
 fn begin(
     Created { path, file, .. }: &mut Created,
     target: &Target<'_>,
     items: &[Item<Prompt>],
-) -> Result<usize> {
-    let settings_path = settings_path(path);
+) -> Result<Kept> {
     if target.resume && file.metadata().is_ok_and(|data| data.len() > 0) {
-        check_settings(path, &settings_path, &target.settings)?;
-        return finished_answers(path, file, items);
+        resume::check_settings(path, &target.settings)?;
+        return resume::answers(path, file, items, target.retry_failed);
     }
     let mut text = serde_json::to_string_pretty(&target.settings).expect("plain JSON");
     text.push('\n');
+    let settings_path = resume::settings_path(path);
     std::fs::write(&settings_path, text).map_err(Error::io("write to", settings_path))?;
-    Ok(0)
-}
-
-/// Refuses to go on with an output that was made in another way.
-fn check_settings(output: &Path, path: &Path, now: &Value) -> Result<()> {
-    let refuse = |reason: String| Error::flag("--resume", reason);
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        refuse(format!(
-            "cannot go on with {}: what it was made with is not in {}: {error}",
-            output.display(),
-            path.display()
-        ))
-    })?;
-    let before: Value = serde_json::from_str(&text)
-        .map_err(|error| refuse(format!("finds no settings in {}: {error}", path.display())))?;
-    let (Value::Object(before), Value::Object(now)) = (&before, now) else {
-        return Err(refuse(format!("finds no settings in {}", path.display())));
-    };
-    let changed = now.iter().find(|(key, value)| before.get(*key) != Some(value));
-    match changed {
-        None => Ok(()),
-        Some((key, value)) => Err(refuse(format!(
-            "cannot go on with {}: it was made with {key} = {}, not {value}",
-            output.display(),
-            before.get(key).unwrap_or(&Value::Null)
-        ))),
-    }
-}
-
-/// Counts the answers in `file`, which must be those of the first items, and cuts a torn line.
-fn finished_answers(path: &Path, file: &mut File, items: &[Item<Prompt>]) -> Result<usize> {
-    let mut end = 0;
-    let mut finished = 0;
-    for line in whole_lines(path, file)? {
-        let refuse = |reason: &str| Error::Line {
-            path: path.to_owned(),
-            line: finished + 1,
-            reason: reason.into(),
-        };
-        let answer: Value = serde_json::from_slice(&line)
-            .map_err(|_| refuse("is not an answer of trimtab; --resume cannot go on with it"))?;
-        let Some(item) = items.get(finished) else {
-            return Err(refuse(
-                "there are more answers than prompts; is it another prompts file's?",
-            ));
-        };
-        let prompt = item.content.as_ref().ok().map(|prompt| serde_json::json!(prompt));
-        let other_prompt = answer.get("prompt").is_some_and(|p| Some(p) != prompt.as_ref());
-        if answer.get("id") != Some(&item.id()) || other_prompt {
-            return Err(refuse("answers another prompt; is it another prompts file's?"));
-        }
-        end += line.len() as u64;
-        finished += 1;
-    }
-    cut(path, file, end)?;
-    Ok(finished)
-}
-
-/// Cuts all lines of items that are not `finished` from a trace.
-fn cut_trace(Created { path, file, .. }: &mut Created, finished: &[Item<Prompt>]) -> Result<()> {
-    let done: std::collections::HashSet<usize> = finished.iter().map(|item| item.line).collect();
-    let mut end = 0;
-    for line in whole_lines(path, file)? {
-        let traced: Option<Value> = serde_json::from_slice(&line).ok();
-        let number = traced.as_ref().and_then(|line| line.get("line")).and_then(Value::as_u64);
-        if !number.is_some_and(|number| done.contains(&(number as usize))) {
-            break;
-        }
-        end += line.len() as u64;
-    }
-    cut(path, file, end)
-}
-
-/// All lines that end with a line break, with it.
-fn whole_lines(path: &Path, file: &mut File) -> Result<Vec<Vec<u8>>> {
-    let mut reader = BufReader::new(file);
-    let mut lines = Vec::new();
-    loop {
-        let mut line = Vec::new();
-        reader.read_until(b'\n', &mut line).map_err(Error::io("read", path))?;
-        if line.last() != Some(&b'\n') {
-            return Ok(lines);
-        }
-        lines.push(line);
-    }
-}
-
-fn cut(path: &Path, file: &mut File, end: u64) -> Result<()> {
-    let cut = file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end)));
-    cut.map(|_| ()).map_err(Error::io("write to", path))
+    Ok(Kept::default())
 }

@@ -52,6 +52,9 @@ pub struct Args {
     /// Go on with an output that was not finished
     #[arg(long)]
     resume: bool,
+    /// With --resume: answer anew from the first prompt on that failed
+    #[arg(long, requires = "resume")]
+    retry_failed: bool,
     /// Only every N-th prompt, from the I-th on
     #[arg(long, value_name = "I/N", conflicts_with = "prompt")]
     shard: Option<Shard>,
@@ -146,17 +149,25 @@ fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
         output: files,
         trace: args.trace.as_deref(),
         resume: args.resume,
+        retry_failed: args.retry_failed,
         settings: match files {
             Some(_) => args.fingerprint(&backend.arithmetic(), date)?,
             None => Value::Null,
         },
     };
-    let (mut sink, finished) = Sink::open(&target, &items)?;
-    let mut progress = Progress::new(items.len(), finished, "answer tokens");
+    let (mut sink, kept) = Sink::open(&target, &items)?;
+    let mut progress = Progress::new(items.len(), kept.finished, "answer tokens");
     let plain = args.prompt.is_some() && files.is_none() && !args.json;
     let guided = !args.guide.pairs().is_empty();
 
     let mut done = Done::Well;
+    if let (Some(file), failed @ 1..) = (files.map(Path::display), kept.failed.len()) {
+        done = Done::WithFailures;
+        progress.say(match failed {
+            1 => format!("1 line of {file} holds an error; --retry-failed runs it again"),
+            _ => format!("{failed} lines of {file} hold errors; --retry-failed runs them again"),
+        });
+    }
     let mut fail = |sink: &mut Sink, progress: &Progress, index: usize, error: &Error| {
         done = Done::WithFailures;
         let id = &items[index].id();
@@ -166,7 +177,7 @@ fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
         }
         sink.push(index, json_line(&Failure { id, error: error.to_string() }), Vec::new())
     };
-    let mut next = finished;
+    let mut next = kept.finished;
     loop {
         while next < items.len() && scheduler.pending() < 2 * plan.in_flight {
             match &items[next].content {

@@ -36,6 +36,16 @@ impl Run {
     fn search(&self, name: &str, more: &[&str]) -> Output {
         trimtab(&self.args(name, more))
     }
+
+    /// Puts two prompts among the others, the third and the sixth, that cannot be answered.
+    fn damage_prompts(&self) {
+        let text = std::fs::read_to_string(&self.prompts).unwrap();
+        let mut lines_in: Vec<&str> = text.lines().collect();
+        lines_in.insert(2, "{\"prompt\": 7}");
+        let long = format!("{{\"prompt\":\"{}\",\"id\":\"long\"}}", "word ".repeat(200));
+        lines_in.insert(5, &long);
+        std::fs::write(&self.prompts, lines_in.join("\n")).unwrap();
+    }
 }
 
 /// Goal: wherever a run was killed, also within a line, going on gives the same bytes as a run
@@ -175,16 +185,11 @@ fn a_run_that_cannot_begin_leaves_nothing() {
     assert_eq!(answer, stdout(&search(&["--prompt", "A", "--max-new-tokens", "2"])));
 }
 
-/// Goal: prompts that fail leave a line of their own and are not tried again.
+/// Goal: prompts that fail leave a line of their own, and a run that goes on says so and fails too.
 #[test]
 fn failures_keep_their_place() {
     let run = Run::new();
-    let text = std::fs::read_to_string(&run.prompts).unwrap();
-    let mut lines_in: Vec<&str> = text.lines().collect();
-    lines_in.insert(2, "{\"prompt\": 7}");
-    let long = format!("{{\"prompt\":\"{}\",\"id\":\"long\"}}", "word ".repeat(200));
-    lines_in.insert(5, &long);
-    std::fs::write(&run.prompts, lines_in.join("\n")).unwrap();
+    run.damage_prompts();
     let output = run.search("some", &[]);
     assert_refused(&output, "line 3");
     let answers = lines(&String::from_utf8(run.read("some")).unwrap());
@@ -194,6 +199,92 @@ fn failures_keep_their_place() {
     let good = answers.iter().filter(|a| a.get("error").is_none());
     assert_eq!(good.count(), good_prompts());
     let resumed = run.search("some", &["--resume"]);
-    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    let said = format!("2 lines of {} hold errors; --retry-failed runs them", run.path("some"));
+    assert_refused(&resumed, &said);
     assert_eq!(lines(&String::from_utf8(run.read("some")).unwrap()), answers);
+    // Up to its first failure.
+    let text = String::from_utf8(run.read("some")).unwrap();
+    let cut: String = text.split_inclusive('\n').take(3).collect();
+    std::fs::write(run.path("some"), cut).unwrap();
+    assert_refused(&run.search("some", &["--resume"]), "1 line of ");
+    assert_eq!(lines(&String::from_utf8(run.read("some")).unwrap()), answers);
+}
+
+/// Goal: what failed is run again where that is asked for, and what comes of it is what a run without
+/// failures gives, byte for byte, the trace too.
+#[test]
+fn failures_are_run_again() {
+    let run = Run::new();
+    let good = std::fs::read(&run.prompts).unwrap();
+    run.damage_prompts();
+    run.search("some", &[]);
+    let (some, trace) = (run.read("some"), run.read("some.trace"));
+    // Nothing was mended.
+    let again = run.search("some", &["--resume", "--retry-failed"]);
+    assert_refused(&again, "base model's context holds 128");
+    assert!(!String::from_utf8_lossy(&again.stderr).contains("hold errors"));
+    assert_eq!((run.read("some"), run.read("some.trace")), (some.clone(), trace.clone()));
+    // Two lines are mended, one of them with an id of its own.
+    let text = std::fs::read_to_string(&run.prompts).unwrap();
+    let mended = text.lines().enumerate().map(|(index, line)| match index {
+        2 => "{\"prompt\":\"Seven\",\"id\":\"seven\"}\n".to_owned(),
+        5 => "{\"prompt\":\"word\",\"id\":\"long\"}\n".to_owned(),
+        _ => format!("{line}\n"),
+    });
+    std::fs::write(&run.prompts, mended.collect::<String>()).unwrap();
+    stdout(&run.search("whole", &[]));
+    assert_refused(&run.search("some", &["--resume"]), "line 3: answers another prompt");
+    stdout(&run.search("some", &["--resume", "--retry-failed"]));
+    assert_eq!(run.read("some"), run.read("whole"));
+    assert_eq!(run.read("some.trace"), run.read("whole.trace"));
+    // Answers to other prompts are not thrown away, and a trace that cannot go on costs no answer.
+    std::fs::write(run.path("some"), &some).unwrap();
+    std::fs::write(run.path("some.trace"), &trace[1..]).unwrap();
+    let retry = ["--resume", "--retry-failed"];
+    assert_refused(&run.search("some", &retry), "--trace cannot go on");
+    assert_eq!((run.read("some"), run.read("some.trace")), (some.clone(), trace[1..].to_vec()));
+    std::fs::write(&run.prompts, good).unwrap();
+    assert_refused(&run.search("some", &retry), "answers another prompt");
+    assert_eq!(run.read("some"), some);
+    assert_refused(&run.search("other", &["--retry-failed"]), "--resume");
+}
+
+/// Goal: a trace has the steps of every answer, or is refused.
+#[test]
+fn a_trace_has_no_holes() {
+    let run = Run::new();
+    stdout(&run.search("whole", &[]));
+    let trace = String::from_utf8(run.read("whole.trace")).unwrap();
+    let steps: Vec<&str> = trace.split_inclusive('\n').collect();
+    let last_of_first = steps.iter().take_while(|step| step.contains("\"id\":\"p0\"")).count() - 1;
+    assert!(last_of_first > 0);
+    for (missing, id) in [(0, "p0"), (last_of_first, "p0"), (last_of_first + 1, "p1")] {
+        let holed: String = steps
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| *i != missing)
+            .map(|(_, step)| *step)
+            .collect();
+        std::fs::write(run.path("whole.trace"), &holed).unwrap();
+        let part = format!("it lacks steps of prompt \"{id}\", which is answered in");
+        assert_refused(&run.search("whole", &["--resume"]), &part);
+        assert_eq!(run.read("whole.trace"), holed.as_bytes());
+    }
+    std::fs::remove_file(run.path("whole.trace")).unwrap();
+    assert_refused(&run.search("whole", &["--resume"]), "leave out --trace, or begin both anew");
+    assert!(!Path::new(&run.path("whole.trace")).exists());
+}
+
+/// Goal: whoever names a trace that exists is told what helps.
+#[test]
+fn a_trace_that_exists_is_left_alone() {
+    let run = Run::new();
+    let trace = run.path("trace");
+    std::fs::write(&trace, "mine").unwrap();
+    for more in [&[][..], &["--output", &run.path("out")]] {
+        let output = search(&[&["--prompt", "A", "--trace", &trace], more].concat());
+        assert_refused(&output, "trace: it exists; name another file, or remove it");
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("--resume"));
+    }
+    assert_eq!(run.read("trace"), b"mine");
 }

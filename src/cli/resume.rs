@@ -1,0 +1,174 @@
+//! What an earlier run has left, and what of it stays when `--resume` goes on.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::input::Item;
+use crate::error::{Error, Result};
+use crate::text::Prompt;
+
+/// What stays of an output: whole lines, those of the first items.
+#[derive(Default)]
+pub struct Kept {
+    /// Items that have their lines.
+    pub finished: usize,
+    /// Those of them whose lines hold errors, in order.
+    pub failed: Vec<usize>,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A step in a trace, as far as it says to which search it belongs and whether it is the last.
+#[derive(Deserialize)]
+struct Step {
+    id: Value,
+    line: usize,
+    chunk: usize,
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Deserialize)]
+struct Candidate {
+    rank: Option<usize>,
+    finish_reason: Option<String>,
+}
+
+impl Step {
+    /// Whether all that lived on had ended, and with them the search.
+    fn is_last(&self) -> bool {
+        let mut kept = self.candidates.iter().filter(|candidate| candidate.rank.is_some());
+        kept.all(|candidate| candidate.finish_reason.is_some())
+    }
+}
+
+/// Beside the output, what it was made with.
+pub fn settings_path(output: &Path) -> PathBuf {
+    let mut name = output.as_os_str().to_owned();
+    name.push(".settings.json");
+    name.into()
+}
+
+/// Refuses to go on with an output that was made in another way.
+pub fn check_settings(output: &Path, now: &Value) -> Result<()> {
+    let path = &settings_path(output);
+    let refuse = |reason: String| Error::flag("--resume", reason);
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        refuse(format!(
+            "cannot go on with {}: what it was made with is not in {}: {error}",
+            output.display(),
+            path.display()
+        ))
+    })?;
+    let before: Value = serde_json::from_str(&text)
+        .map_err(|error| refuse(format!("finds no settings in {}: {error}", path.display())))?;
+    let (Value::Object(before), Value::Object(now)) = (&before, now) else {
+        return Err(refuse(format!("finds no settings in {}", path.display())));
+    };
+    match now.iter().find(|(key, value)| before.get(*key) != Some(value)) {
+        None => Ok(()),
+        Some((key, value)) => Err(refuse(format!(
+            "cannot go on with {}: it was made with {key} = {}, not {value}",
+            output.display(),
+            before.get(key).unwrap_or(&Value::Null)
+        ))),
+    }
+}
+
+/// The answers in `file`, which must be those of the first items, without a torn line at the end; with
+/// `retry`, without the first error and all that follows it.
+pub fn answers(path: &Path, file: &mut File, items: &[Item<Prompt>], retry: bool) -> Result<Kept> {
+    let mut kept = Kept::default();
+    let mut retried = false;
+    for (index, line) in whole_lines(path, file)?.into_iter().enumerate() {
+        let refuse = |reason: &str| Error::Line {
+            path: path.to_owned(),
+            line: index + 1,
+            reason: reason.into(),
+        };
+        let answer: Value = serde_json::from_slice(&line)
+            .map_err(|_| refuse("is not an answer of trimtab; --resume cannot go on with it"))?;
+        let Some(item) = items.get(index) else {
+            return Err(refuse(
+                "there are more answers than prompts; is it another prompts file's?",
+            ));
+        };
+        let failed = answer.get("error").is_some();
+        let prompt = item.content.as_ref().ok().map(|prompt| serde_json::json!(prompt));
+        let other_prompt = answer.get("prompt").is_some_and(|p| Some(p) != prompt.as_ref());
+        // A prompt that is tried again may have been mended, and have an id now.
+        let mended = failed && retry;
+        if !mended && (answer.get("id") != Some(&item.id()) || other_prompt) {
+            return Err(refuse("answers another prompt; is it another prompts file's?"));
+        }
+        retried |= mended;
+        if !retried {
+            kept.bytes += line.len() as u64;
+            kept.finished += 1;
+            kept.failed.extend(failed.then_some(index));
+        }
+    }
+    Ok(kept)
+}
+
+/// Bytes of a trace that belong to what stays of `output`: all steps of each answer, which must be there.
+pub fn steps(
+    path: &Path,
+    file: &mut File,
+    output: &Path,
+    items: &[Item<Prompt>],
+    kept: &Kept,
+) -> Result<u64> {
+    let mut bytes = 0;
+    let mut lines = whole_lines(path, file)?.into_iter();
+    // A prompt that could not be answered has no steps.
+    let answered = (0..kept.finished).filter(|index| kept.failed.binary_search(index).is_err());
+    for item in answered.map(|index| &items[index]) {
+        for chunk in 0.. {
+            let line = lines.next().unwrap_or_default();
+            let own =
+                |step: &Step| step.line == item.line && step.id == item.id() && step.chunk == chunk;
+            let step: Option<Step> = serde_json::from_slice(&line).ok().filter(own);
+            let Some(step) = step else {
+                return Err(Error::flag(
+                    "--trace",
+                    format!(
+                        "cannot go on with {}: it lacks steps of prompt {}, which is answered in {}; \
+                         leave out --trace, or begin both anew under other names",
+                        path.display(),
+                        item.id(),
+                        output.display()
+                    ),
+                ));
+            };
+            bytes += line.len() as u64;
+            if step.is_last() {
+                break;
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// All lines that end with a line break, with it.
+fn whole_lines(path: &Path, file: &mut File) -> Result<Vec<Vec<u8>>> {
+    let mut reader = BufReader::new(file);
+    let mut lines = Vec::new();
+    loop {
+        let mut line = Vec::new();
+        reader.read_until(b'\n', &mut line).map_err(Error::io("read", path))?;
+        if line.last() != Some(&b'\n') {
+            return Ok(lines);
+        }
+        lines.push(line);
+    }
+}
+
+/// Throws away what follows the first `bytes`, behind which writing goes on.
+pub fn cut(path: &Path, file: &mut File, bytes: u64) -> Result<()> {
+    let cut = file.set_len(bytes).and_then(|()| file.seek(SeekFrom::Start(bytes)));
+    cut.map(|_| ()).map_err(Error::io("write to", path))
+}
