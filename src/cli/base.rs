@@ -154,21 +154,18 @@ impl BaseArgs {
         Ok(Base::Server(Server { endpoint, tokenizer: self.base_tokenizer.clone(), ids }))
     }
 
-    /// What of it determines an answer, with its name. Never the key.
-    pub fn fingerprint(&self) -> Result<(&'static str, Value)> {
+    /// What of it determines an answer. Never the key.
+    pub fn fingerprint(&self) -> Result<Value> {
         Ok(match &self.base {
-            Some(folder) => ("fingerprint of the base model", json!(models::fingerprint(folder)?)),
-            None => (
-                "base",
-                json!({
-                    "url": self.base_url,
-                    "model": self.base_model,
-                    "tokenizer": self.base_tokenizer,
-                    "ids": self.base_prompt == Some(BasePromptFlag::Ids),
-                    // It decides which candidates share a request and its seed.
-                    "choices": self.base_choices,
-                }),
-            ),
+            Some(folder) => json!({ "fingerprint": models::fingerprint(folder)? }),
+            None => json!({
+                "url": self.base_url,
+                "model": self.base_model,
+                "tokenizer": self.base_tokenizer,
+                "ids": self.base_prompt == Some(BasePromptFlag::Ids),
+                // It decides which candidates share a request and its seed.
+                "choices": self.base_choices,
+            }),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::input::Item;
 use crate::error::{Error, Result};
@@ -68,6 +68,15 @@ pub fn check_settings(output: &Path, now: &Value) -> Result<()> {
     let (Value::Object(before), Value::Object(now)) = (&before, now) else {
         return Err(refuse(format!("finds no settings in {}", path.display())));
     };
+    let unknown = |a: &Map<_, _>, b: &Map<_, _>| a.keys().any(|key| !b.contains_key(key));
+    if unknown(before, now) || unknown(now, before) {
+        return Err(refuse(format!(
+            "cannot go on with {}: {} was written by another version of trimtab, which knew other \
+             settings; begin anew with another --output",
+            output.display(),
+            path.display()
+        )));
+    }
     match now.iter().find(|(key, value)| before.get(*key) != Some(value)) {
         None => Ok(()),
         Some((key, value)) => Err(refuse(format!(

@@ -17,6 +17,7 @@ use super::settings::SearchArgs;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::scheduler::{Finished, Scheduler};
+use crate::search::Settings;
 use crate::text::{Date, Prompt};
 
 #[derive(clap::Args, Clone, Debug)]
@@ -67,39 +68,44 @@ pub struct Args {
 }
 
 impl Args {
-    /// All that determines an answer, for `--resume`: models by what is in them, wherever they lie; `date`
-    /// where chat templates ask for it.
-    fn fingerprint(&self, arithmetic: &str, date: Option<Date>) -> Result<Value> {
+    /// All that determines an answer, for `--resume`: models by what is in them, wherever they lie, and
+    /// flags as they work, whether given or not.
+    /// `date` where chat templates ask for it.
+    fn fingerprint(
+        &self,
+        settings: &Settings,
+        arithmetic: &str,
+        date: Option<Date>,
+    ) -> Result<Value> {
         let pairs = self.guide.pairs();
         let pairs = pairs.iter().map(|GuideFlag { tuned, untuned, weight }| {
             Ok(json!([models::fingerprint(tuned)?, models::fingerprint(untuned)?, weight]))
         });
-        let (base, fingerprint) = self.base.fingerprint()?;
-        let search = &self.search;
+        let Self { search, guide, .. } = self;
         Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "arithmetic": arithmetic,
-            base: fingerprint,
+            "base": self.base.fingerprint()?,
             "fingerprints and weights of the guide's pairs": pairs.collect::<Result<Vec<_>>>()?,
-            "method": search.method.name(),
-            "beam_width": search.beam_width,
-            "successors": search.successors,
-            "chunk_len": search.chunk_len.map(|len| len.0),
-            "max_new_tokens": search.max_new_tokens,
-            "temperature": search.temperature,
-            "top_k": search.top_k,
-            "top_p": search.top_p,
-            "seed": search.seed(),
-            "beta": search.beta,
-            "stop": search.stop,
-            "base_template": search.base_template,
-            "guide_template": self.guide.guide_template,
-            "chat": self.guide.chat,
-            "date": date.map(|date| date.to_string()),
-            "guide_tokens": format!("{:?}", search.guide_tokens).to_lowercase(),
-            "compat": search.compat.is_some(),
-            "bos": format!("{:?}", self.guide.bos).to_lowercase(),
-            "shard": self.shard.map(|shard| format!("{}/{}", shard.index, shard.count)),
+            "--method": search.method.name(),
+            "--beam-width": settings.beam_width,
+            "--successors": settings.successors,
+            "--chunk-len": settings.chunk_len.map_or("inf".into(), Value::from),
+            "--max-new-tokens": settings.max_new_tokens,
+            "--temperature": shortest(search.temperature),
+            "--top-k": search.top_k,
+            "--top-p": shortest(search.top_p),
+            "--seed": settings.seed,
+            "--beta": search.beta().map(shortest),
+            "--stop": search.stop,
+            "--base-template": search.base_template,
+            "--guide-template": guide.guide_template,
+            "--chat": guide.chat,
+            "--date": date.map(|date| date.to_string()),
+            "--guide-tokens": format!("{:?}", search.guide_tokens).to_lowercase(),
+            "--compat": search.compat.map(|_| "reference"),
+            "--bos": format!("{:?}", guide.bos).to_lowercase(),
+            "--shard": self.shard.map(|shard| format!("{}/{}", shard.index, shard.count)),
         }))
     }
 
@@ -115,6 +121,11 @@ impl Args {
             None => items,
         })
     }
+}
+
+/// A flag's number as it was written: its own digits, not those of the `f64` that is nearest to it.
+fn shortest(number: f32) -> Value {
+    json!(number.to_string().parse().unwrap_or(f64::from(number)))
 }
 
 pub fn run(args: Args) -> Result<Done> {
@@ -151,7 +162,7 @@ fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
         resume: args.resume,
         retry_failed: args.retry_failed,
         settings: match files {
-            Some(_) => args.fingerprint(&backend.arithmetic(), date)?,
+            Some(_) => args.fingerprint(&settings, &backend.arithmetic(), date)?,
             None => Value::Null,
         },
     };

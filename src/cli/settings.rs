@@ -61,6 +61,11 @@ impl SearchArgs {
         self.seed.unwrap_or(1)
     }
 
+    /// How far eft may move the base model; no other method does.
+    pub fn beta(&self) -> Option<f32> {
+        (self.method == Method::Eft).then(|| self.beta.unwrap_or(1.0))
+    }
+
     /// What the flags say of W, K and L.
     pub fn shape(&self) -> Shape {
         let Self { beam_width, successors, chunk_len, .. } = *self;
@@ -117,7 +122,7 @@ impl SearchArgs {
             base_template: models::template("--base-template", self.base_template.as_deref())?,
             guide_tokens: self.guide_tokens,
             compat: settings.compat,
-            guidance: (self.method == Method::Eft).then(|| 1.0 / self.beta.unwrap_or(1.0)),
+            guidance: self.beta().map(|beta| 1.0 / beta),
             least: settings.lifetime(),
             life: settings.lifetime(),
             in_flight,

@@ -106,7 +106,7 @@ fn an_output_of_another_run_is_left_alone() {
     stdout(&run.search("first", &[]));
     let before = run.read("first");
     assert_refused(&run.search("first", &[]), "--resume");
-    assert_refused(&run.search("first", &["--resume", "--seed", "7"]), "seed = 1, not 7");
+    assert_refused(&run.search("first", &["--resume", "--seed", "7"]), "with --seed = 1, not 7");
     assert_refused(&run.search("first", &["--resume", "--shard", "1/2"]), "shard");
     let other = prompts_file(run.folder.path(), good_prompts());
     let text = std::fs::read_to_string(&other).unwrap();
@@ -247,6 +247,36 @@ fn failures_are_run_again() {
     assert_refused(&run.search("some", &retry), "answers another prompt");
     assert_eq!(run.read("some"), some);
     assert_refused(&run.search("other", &["--retry-failed"]), "--resume");
+}
+
+/// Goal: settings are compared as they work, whether they were given or not, and shown as they were
+/// given; those of another version are not taken for others.
+#[test]
+fn settings_are_compared_as_they_work() {
+    let run = Run::new();
+    let output = run.path("out");
+    let settings = run.path("out.settings.json");
+    let to = |more: &[&str]| {
+        let files = ["--prompts", &run.prompts, "--output", &output, "--max-new-tokens", "4"];
+        search(&[&files, more].concat())
+    };
+    stdout(&to(&["--top-p", "0.9"]));
+    let resume = |more: &[&str]| to(&[&["--resume", "--top-p", "0.9"], more].concat());
+    stdout(&resume(&["-w", "4", "-k", "4", "-l", "10", "--seed", "1", "--top-k", "50"]));
+    assert_refused(&resume(&["-w", "8"]), "was made with --beam-width = 4, not 8\n");
+    assert_refused(&resume(&["-l", "inf"]), "was made with --chunk-len = 10, not \"inf\"\n");
+    assert_refused(&to(&["--resume"]), "was made with --top-p = 0.9, not 1.0\n");
+    assert_refused(&resume(&["--temperature", "0.1"]), "--temperature = 0.7, not 0.1\n");
+    let method = ["--method", "bon"];
+    assert_refused(&resume(&method), "was made with --method = \"cbs\", not \"bon\"\n");
+    let text = std::fs::read_to_string(&settings).unwrap();
+    for (from, to) in [("--beam-width", "beam_width"), ("\"--seed\": 1,", "")] {
+        std::fs::write(&settings, text.replace(from, to)).unwrap();
+        assert_refused(&resume(&[]), "was written by another version of trimtab");
+    }
+    std::fs::remove_file(&output).unwrap();
+    stdout(&to(&["--method", "eft"]));
+    stdout(&to(&["--method", "eft", "--beta", "1", "-w", "1", "-l", "inf", "--resume"]));
 }
 
 /// Goal: a trace has the steps of every answer, or is refused.
