@@ -27,14 +27,14 @@ pub struct SearchArgs {
     /// 0 is greedy
     #[arg(long, value_name = "F", default_value_t = 0.7, allow_negative_numbers = true)]
     pub temperature: f32,
-    /// Draw from the N most probable tokens; 0 from all
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    /// Draw from the N most probable tokens; 0 or -1 from all
+    #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true, value_parser = top_k)]
     pub top_k: u32,
     /// Draw from the most probable tokens that reach this mass
     #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Names all random numbers [default: 1; serve and stdio: another one for each request]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<u64>,
     /// eft: how far the base model may be moved; the guide's log-ratio is divided by it
     /// [default: 1]
@@ -53,6 +53,20 @@ pub struct SearchArgs {
     /// Do as the paper's code does where that can be observed
     #[arg(long, value_enum)]
     pub compat: Option<Compat>,
+}
+
+/// A seed as requests have it: a negative one is taken by its bits, so that −1 is 2^64 − 1.
+fn seed(text: &str) -> Result<u64, String> {
+    let number = text.parse::<i128>().ok();
+    let within = number.filter(|n| (i64::MIN.into()..=u64::MAX.into()).contains(n));
+    within.map(|n| n as u64).ok_or_else(|| "must be a whole number of at most 64 bits".into())
+}
+
+/// How many tokens to draw from, as requests have it: 0 and −1 are all.
+fn top_k(text: &str) -> Result<u32, String> {
+    let number = text.parse::<i64>().ok();
+    let within = number.filter(|n| (-1..=u32::MAX.into()).contains(n));
+    within.map(|n| n.max(0) as u32).ok_or_else(|| "must be a whole number, or -1 for all".into())
 }
 
 impl SearchArgs {

@@ -61,6 +61,24 @@ fn the_same_seed_gives_the_same_bytes() {
     }
 }
 
+/// Goal: seed and top-k may be what they may be in a request: a negative seed is taken by its bits, 0 and
+/// −1 are all tokens.
+#[test]
+fn seeds_and_top_k_are_taken_as_in_requests() {
+    let run = |more: &[&str]| {
+        let flags = ["--prompt", "The film", "--max-new-tokens", "6", "--json"];
+        stdout(&search(&[&flags, more].concat()))
+    };
+    let answer = run(&["--seed", "-1"]);
+    assert_eq!(lines(&answer)[0]["seed"], u64::MAX);
+    assert_eq!(answer, run(&["--seed=-1"]));
+    assert_eq!(answer, run(&["--seed", "18446744073709551615"]));
+    let all = run(&["--top-k", "0"]);
+    assert_eq!(all, run(&["--top-k", "-1"]));
+    assert_eq!(all, run(&["--top-k=-1"]));
+    assert_ne!(all, run(&["--top-k", "1"]));
+}
+
 /// Goal: temperature 0 is greedy: one answer whatever the seed, the one that --top-k 1 gives.
 #[test]
 fn temperature_zero_is_greedy() {
