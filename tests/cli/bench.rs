@@ -186,7 +186,7 @@ fn compare_prints_what_moved() {
     assert!(text.contains("search_s: 1.100 s → 2.200 s (+100.0 %, worse)"), "{text}");
     assert!(text.contains("(+100.0 %, better)"), "{text}");
     assert!(!text.contains("score_s"), "{text}");
-    assert!(text.contains("gone") && text.contains("come") && text.contains("1 of 4"), "{text}");
+    assert!(text.contains("gone") && text.contains("come") && text.contains("1 of 3"), "{text}");
     // What was measured on another machine is said to be.
     let elsewhere = folder.path().join("elsewhere.json");
     let text = std::fs::read_to_string(&old).unwrap();
@@ -197,6 +197,13 @@ fn compare_prints_what_moved() {
 
     let same = stdout(&trimtab(&["bench", "compare", &old, &old]));
     assert_eq!(same, "4 of 4 moved no further than their ranges\n");
+
+    let apart = file("apart.json", &[("come", "s", [1.0, 1.0, 1.0])]);
+    let output = trimtab(&["bench", "compare", &old, &apart]);
+    assert_refused(&output, "no row in common");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("come") && text.contains("gone"), "{text}");
+    assert!(!text.contains("moved no further"), "{text}");
 
     let bad = folder.path().join("bad.json");
     std::fs::write(&bad, "{\"name\": 1}\n").unwrap();

@@ -6,6 +6,7 @@ use super::report::{Row, shown};
 use crate::cli::Done;
 use crate::cli::stdout::outln;
 use crate::error::{Error, Result};
+use crate::server::say;
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -25,12 +26,13 @@ pub fn run(args: &Args) -> Result<Done> {
         outln!("{} is of {before}", args.old.display())?;
         outln!("{} is of {after}", args.new.display())?;
     }
-    let mut still = 0;
+    let (mut common, mut still) = (0, 0);
     for row in &new {
         let Some(before) = old.iter().find(|before| before.key() == row.key()) else {
             outln!("only in {}: {}", args.new.display(), name(row))?;
             continue;
         };
+        common += 1;
         if row.min <= before.max && before.min <= row.max {
             still += 1;
             continue;
@@ -48,7 +50,11 @@ pub fn run(args: &Args) -> Result<Done> {
     for row in old.iter().filter(|row| new.iter().all(|after| after.key() != row.key())) {
         outln!("only in {}: {}", args.old.display(), name(row))?;
     }
-    outln!("{still} of {} moved no further than their ranges", new.len())?;
+    if common == 0 {
+        say("no row in common");
+        return Ok(Done::WithFailures);
+    }
+    outln!("{still} of {common} moved no further than their ranges")?;
     Ok(Done::Well)
 }
 
