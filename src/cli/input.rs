@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::error::Category;
 
 use crate::error::{Error, Result};
 use crate::text::Prompt;
@@ -58,7 +59,7 @@ pub fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<Item<T>>> {
                 return Item { line, own_id: None, content };
             }
             let content = serde_json::from_slice(text);
-            let content = content.map_err(|error| refuse(in_line(&error.to_string())));
+            let content = content.map_err(|error| refuse(in_line(&error)));
             match serde_json::from_slice(text).ok().and_then(|Named { id }| id) {
                 own_id @ (None | Some(Value::String(_) | Value::Number(_))) => {
                     Item { line, own_id, content }
@@ -72,9 +73,15 @@ pub fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<Item<T>>> {
         .collect())
 }
 
-/// serde_json counts lines too, always 1 here.
-fn in_line(message: &str) -> String {
-    message.replace(" at line 1 column", " at column").replace("line 1 column", "column")
+/// What is wrong with a line; serde_json counts lines too, always 1 here.
+fn in_line(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let message = message.replace(" at line 1 column", " at column");
+    let message = message.replace("line 1 column", "column");
+    match error.classify() {
+        Category::Data => message,
+        Category::Syntax | Category::Eof | Category::Io => format!("is not JSON: {message}"),
+    }
 }
 
 /// The prompts of a file.

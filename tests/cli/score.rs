@@ -115,6 +115,8 @@ fn a_bad_line_does_not_stop_the_others() {
     assert_eq!(answers.len(), 4);
     assert_eq!(answers[0], answers[3]);
     assert_eq!(answers[1]["line"], 2);
+    let reason = answers[1]["error"].as_str().unwrap();
+    assert!(reason.contains("line 2: is not JSON: key must be a string at column 2"), "{reason}");
     assert_eq!(answers[2]["line"], 4);
     let reason = answers[2]["error"].as_str().unwrap();
     assert!(reason.contains("context holds 128 tokens"), "{reason}");
