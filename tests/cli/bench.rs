@@ -213,19 +213,27 @@ fn compare_prints_what_moved() {
     assert_refused(&trimtab(&["bench", "compare", bad.to_str().unwrap(), &old]), "holds no rows");
 }
 
-/// Goal: flags that cannot work are refused by name, with nothing on stdout.
+/// Refused, and before the machine was measured.
+fn assert_unmeasured(output: &Output, part: &str) {
+    assert_refused(output, part);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!errors.contains("bench machine"), "{errors}");
+}
+
+/// Goal: flags that cannot work are refused by name, before anything is measured, with nothing on stdout.
 #[test]
 fn bench_flags_that_cannot_work_are_refused() {
     for (flags, part) in [
         (&["--repeat", "0"][..], "--repeat must be at least 1"),
         (&["--concurrency", "0"], "--concurrency must be at least 1"),
-        (&["--concurrency", "1,x"], "--concurrency"),
+        (&["--concurrency", "1,x"], "must be whole numbers, such as 1,4,16"),
         (&["--concurrency", "1,5000"], "--concurrency must be at most 4096"),
         (&["--prompt-len", "0"], "--prompt-len must be at least 1"),
         (&["-w", "0"], "--beam-width must be at least 1"),
         (&["-l", "0"], "--chunk-len must be at least 1"),
         (&["--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
         (&["--shape", "gpt2"], "--shape"),
+        (&["--prompt-len", "70"], "context holds 128 tokens, but 70 prompt tokens and up to 60"),
         (&["--format", "xml"], "--format"),
         (&["--threads", "0"], "--threads must be at least 1"),
         (&["--max-new-tokens", "5000"], "context"),
@@ -234,11 +242,29 @@ fn bench_flags_that_cannot_work_are_refused() {
         (&["--json", "/nowhere/x.json"], "/nowhere/x.json"),
     ] {
         let output = searched(flags);
-        assert_refused(&output, part);
+        assert_unmeasured(&output, part);
         assert!(output.stdout.is_empty());
     }
     assert_refused(&trimtab(&["bench", "decode"]), "--base or --shape is needed");
-    assert_refused(&trimtab(&["bench", "search", "--base", &model("gpt2")]), "--tuned");
+    let base = model("gpt2");
+    assert_unmeasured(
+        &trimtab(&["bench", "search", "--base", &base]),
+        "with --tuned and --untuned",
+    );
+    let plotted = ["bench", "search", "--base", &base, "--plot", "/nowhere/x.svg"];
+    assert_unmeasured(&trimtab(&plotted), "with --tuned and --untuned");
+    for (bench, flags, part) in [
+        ("decode", &["--base", &base, "--prompt-len", "200"][..], "the context of 128"),
+        ("decode", &["--base", &base, "--prompt-len", "100"], "(with what follows: 132)"),
+        ("decode", &["--base", &base, "--kv-memory", "1K"], "--kv-memory must be at least"),
+        ("decode", &["--base", &base, "--batch", "1,x"], "must be whole numbers, such as 1,4,16"),
+        ("score", &["--base", &base, "--prompt-len", "129"], "the context of 128"),
+        ("score", &["--base", &base, "--batch", "-1"], "--batch"),
+        ("search", &["--shape", "gpt2", "--prompt-len", "1000"], "the base model's context"),
+        ("search", &["--shape", "gpt2", "--kv-memory", "1M"], "--kv-memory must be at least"),
+    ] {
+        assert_unmeasured(&trimtab(&[&["bench", bench], flags].concat()), part);
+    }
     assert_refused(&trimtab(&["bench", "decode", "--shape", "gpt9"]), "--shape");
     assert_refused(&trimtab(&["bench", "decode", "--shape", "gpt2", "--batch", "0"]), "--batch");
     let mixed = ["bench", "search", "--shape", "llama-8b", "--guide-shape", "gpt2"];

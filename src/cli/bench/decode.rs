@@ -7,7 +7,7 @@ use super::bounds::{Pass, Work};
 use super::machine::{Fence, Machine, Measured};
 use super::models::{Source, token};
 use super::report::Row;
-use super::{Bench, Common, on_device};
+use super::{Bench, Common, count, on_device};
 use crate::backend::{Backend, SampleRow};
 use crate::cli::Done;
 use crate::engine::{Engine, Span};
@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 32)]
     max_new_tokens: usize,
     /// Sequences that run together
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,16")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,16", value_parser = count)]
     batch: Vec<usize>,
 }
 
@@ -33,11 +33,25 @@ pub fn run(args: &Args) -> Result<Done> {
     on_device(args)
 }
 
+impl Args {
+    /// The most texts that run together, and their tokens.
+    fn most(&self) -> (usize, usize) {
+        let len = self.common.prompt_len.saturating_add(self.max_new_tokens);
+        (self.batch.iter().copied().max().unwrap_or(1), len)
+    }
+}
+
 impl Bench for Args {
     const NAME: &'static str = "decode";
 
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    fn check(&self) -> Result<()> {
+        let ((texts, len), kv_memory) = (self.most(), self.common.device.kv_memory);
+        let mut sources = self.common.models.sources()?.into_iter();
+        sources.try_for_each(|source| source.pages(texts, len, kv_memory).map(drop))
     }
 
     fn weight_bytes(&self) -> Result<usize> {
@@ -62,9 +76,8 @@ fn measure<B: Measured>(
     args: &Args,
 ) -> Result<Vec<Row>> {
     let (prompt, new) = (args.common.prompt_len, args.max_new_tokens);
-    let most = args.batch.iter().copied().max().unwrap_or(1);
+    let (most, len) = args.most();
     let config = &source.config;
-    let len = prompt.saturating_add(new);
     let mut engine = source.engine(backend, most, len, most, args.common.device.kv_memory)?;
     let setting = format!("{}, {prompt} + {new} tokens", source.name);
     let mut rows = Vec::new();

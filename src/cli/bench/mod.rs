@@ -78,6 +78,11 @@ struct Common {
     device: DeviceArgs,
 }
 
+/// One of the numbers of a list.
+fn count(text: &str) -> Result<usize, String> {
+    text.trim().parse().map_err(|_| "must be whole numbers, such as 1,4,16".into())
+}
+
 impl Common {
     /// Refuses counts of nothing, also of the command's own `more` flags, and absurd ones of what
     /// runs `together`.
@@ -109,6 +114,9 @@ trait Bench: Sync {
     const NAME: &'static str;
 
     fn common(&self) -> &Common;
+
+    /// Refuses what can never be measured, before anything is.
+    fn check(&self) -> Result<()>;
 
     /// Bytes of the weights that are read in turn.
     fn weight_bytes(&self) -> Result<usize>;
@@ -146,7 +154,7 @@ impl<T: Bench> Job for Measurement<'_, T> {
 
 fn on_device<T: Bench>(bench: &T) -> Result<Done> {
     // Before minutes have been spent.
-    bench.common().models.sources()?;
+    bench.check()?;
     if let Some(file) = &bench.common().json {
         File::create(file).map_err(Error::io("write to", file))?;
     }

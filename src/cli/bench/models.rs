@@ -51,16 +51,14 @@ impl Source {
         Ok(Self { name: shape.name().to_owned(), config: shape.config()?, folder: None })
     }
 
-    /// The model with room for `texts` texts of `len` tokens, of `logit_rows` of which the next
-    /// token is drawn together.
-    pub fn engine<B: Backend>(
-        &self,
-        backend: &Arc<B>,
-        texts: usize,
-        len: usize,
-        logit_rows: usize,
-        kv_memory: Option<Bytes>,
-    ) -> Result<Engine<B>> {
+    /// Whether another model reads its tokens as they are; shapes' random models do.
+    fn has_the_tokens_of(&self, other: &Self) -> Result<bool> {
+        let (Some(own), Some(others)) = (&self.folder, &other.folder) else { return Ok(true) };
+        Ok(Tokenizer::open(own)?.same_vocabulary(&Tokenizer::open(others)?).is_ok())
+    }
+
+    /// Pages of a cache for `texts` texts of `len` tokens; an error if there can be none.
+    pub fn pages(&self, texts: usize, len: usize, kv_memory: Option<Bytes>) -> Result<usize> {
         let context = self.config.context;
         if len > context {
             let reason =
@@ -73,6 +71,20 @@ impl Source {
             let reason = format!("must be at least {bytes} for {texts} texts of {len} tokens");
             return Err(Error::flag("--kv-memory", reason));
         }
+        Ok(pages)
+    }
+
+    /// The model with room for `texts` texts of `len` tokens, of `logit_rows` of which the next
+    /// token is drawn together.
+    pub fn engine<B: Backend>(
+        &self,
+        backend: &Arc<B>,
+        texts: usize,
+        len: usize,
+        logit_rows: usize,
+        kv_memory: Option<Bytes>,
+    ) -> Result<Engine<B>> {
+        let pages = self.pages(texts, len, kv_memory)?;
         let limits = Limits { pages, rows: models::ROWS.max(logit_rows), logit_rows };
         let model = match &self.folder {
             Some(folder) => Model::open(&**backend, folder, None)?,
@@ -141,6 +153,45 @@ impl ModelArgs {
         Ok(self.sources()?.iter().map(|source| source.config.weight_bytes()).collect())
     }
 
+    /// Refuses searches after prompts of `prompt_len` tokens that base, tuned and untuned could never
+    /// run, whatever the device.
+    pub fn check_trio(
+        &self,
+        prompt_len: usize,
+        life: &Lifetime,
+        searches: usize,
+        kv_memory: Option<Bytes>,
+    ) -> Result<()> {
+        let sources = self.sources()?;
+        let needed = searches.saturating_mul(life.pages(prompt_len));
+        // A shape's cache is as large as is needed, a folder's any that holds a page.
+        let (base, tuned, untuned, pages) = match (self.shape, &*sources) {
+            (Some(_), [all]) => (all, all, all, needed),
+            (Some(_), [base, pair]) => (base, pair, pair, needed),
+            (None, [base, tuned, untuned]) => (base, tuned, untuned, 1),
+            _ => return Err(needs_trio()),
+        };
+        // Of a pair with a tokenizer of its own nobody knows yet how many tokens it reads.
+        let same_tokens = base.has_the_tokens_of(tuned)?;
+        let pair = [("guide", tuned), ("guide", untuned)].into_iter().filter(|_| same_tokens);
+        for (model, source) in [("base", base)].into_iter().chain(pair) {
+            let context = source.config.context;
+            // The last token drawn is never run.
+            if prompt_len.saturating_add(life.response) - 1 > context {
+                let (tokens, new_tokens) = (prompt_len, life.response);
+                return Err(Error::ContextTooShort { model, context, tokens, new_tokens });
+            }
+        }
+        let token = |source: &Source| source.config.kv_bytes_per_token();
+        let page = (token(base) + token(tuned) + token(untuned)) * PAGE_LEN;
+        let bytes = pages.saturating_mul(page);
+        if kv_memory.is_some_and(|memory| memory.0 < bytes) {
+            let reason = format!("must be at least {bytes} for this");
+            return Err(Error::flag("--kv-memory", reason));
+        }
+        Ok(())
+    }
+
     /// Base, tuned and untuned, for searches of this size that run together. No response ends
     /// before its limit.
     pub fn trio<B: Backend>(
@@ -151,15 +202,11 @@ impl ModelArgs {
         searches: usize,
         kv_memory: Option<Bytes>,
     ) -> Result<Trio<B>> {
+        self.check_trio(prompt_len, &life, searches, kv_memory)?;
         match (self.shape, &self.base, &self.tuned, &self.untuned) {
             (Some(shape), ..) => {
                 let guide = self.guide_shape.unwrap_or(shape);
                 let pages = searches.saturating_mul(life.pages(prompt_len));
-                let bytes = page_bytes(shape, guide)?.saturating_mul(pages);
-                if kv_memory.is_some_and(|memory| memory.0 < bytes) {
-                    let reason = format!("must be at least {bytes} for this");
-                    return Err(Error::flag("--kv-memory", reason));
-                }
                 Trio::random(backend, shape, guide, pages)
             }
             (None, Some(base), Some(tuned), Some(untuned)) => {
@@ -195,9 +242,13 @@ impl ModelArgs {
                     tokenizer: Arc::new(Tokenizer::open(base)?),
                 })
             }
-            _ => Err(Error::flag("--base", "with --tuned and --untuned, or --shape, is needed")),
+            _ => Err(needs_trio()),
         }
     }
+}
+
+fn needs_trio() -> Error {
+    Error::flag("--base", "with --tuned and --untuned, or --shape, is needed")
 }
 
 fn same_vocabulary(base: Shape, guide: Shape) -> Result<()> {
@@ -211,12 +262,6 @@ fn same_vocabulary(base: Shape, guide: Shape) -> Result<()> {
         base.name(),
     );
     Err(Error::flag("--guide-shape", reason))
-}
-
-/// Bytes of a page of keys and values in all three models.
-fn page_bytes(base: Shape, guide: Shape) -> Result<usize> {
-    let token = |shape: Shape| shape.config().map(|config| config.kv_bytes_per_token());
-    Ok((token(base)? + 2 * token(guide)?) * PAGE_LEN)
 }
 
 impl<B: Backend> Trio<B> {

@@ -7,7 +7,7 @@ use super::bounds::Work;
 use super::machine::{Machine, Measured};
 use super::models::{Source, token};
 use super::report::Row;
-use super::{Bench, Common, on_device};
+use super::{Bench, Common, count, on_device};
 use crate::backend::Backend;
 use crate::cli::Done;
 use crate::engine::{Engine, Span};
@@ -19,7 +19,7 @@ pub struct Args {
     #[command(flatten)]
     common: Common,
     /// Texts that are scored together
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,16")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,16", value_parser = count)]
     batch: Vec<usize>,
 }
 
@@ -28,11 +28,24 @@ pub fn run(args: &Args) -> Result<Done> {
     on_device(args)
 }
 
+impl Args {
+    /// The most texts that are scored together, and their tokens.
+    fn most(&self) -> (usize, usize) {
+        (self.batch.iter().copied().max().unwrap_or(1), self.common.prompt_len)
+    }
+}
+
 impl Bench for Args {
     const NAME: &'static str = "score";
 
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    fn check(&self) -> Result<()> {
+        let ((texts, len), kv_memory) = (self.most(), self.common.device.kv_memory);
+        let mut sources = self.common.models.sources()?.into_iter();
+        sources.try_for_each(|source| source.pages(texts, len, kv_memory).map(drop))
     }
 
     fn weight_bytes(&self) -> Result<usize> {
@@ -54,8 +67,7 @@ fn measure<B: Measured>(
     source: &Source,
     args: &Args,
 ) -> Result<Vec<Row>> {
-    let len = args.common.prompt_len;
-    let most = args.batch.iter().copied().max().unwrap_or(1);
+    let (most, len) = args.most();
     let config = &source.config;
     let mut engine = source.engine(backend, most, len, 1, args.common.device.kv_memory)?;
     let setting = format!("{}, {len} tokens", source.name);

@@ -9,7 +9,7 @@ use super::machine::{Machine, Measured};
 use super::models::{Trio, token};
 use super::report::Row;
 use super::waiting::Waiting;
-use super::{Bench, Common, on_device, plot};
+use super::{Bench, Common, count, on_device, plot};
 use crate::backend::Backend;
 use crate::cli::Done;
 use crate::engine::Config;
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 60)]
     max_new_tokens: usize,
     /// Searches that run together
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1", value_parser = count)]
     concurrency: Vec<usize>,
     /// Also measure how the time per chunk grows, and draw it here
     #[arg(long, value_name = "FILE.svg")]
@@ -69,10 +69,6 @@ impl Args {
 pub fn run(args: &Args) -> Result<Done> {
     args.common.check(&[], ("--concurrency", &args.concurrency))?;
     args.settings().validate()?;
-    if let Some(file) = &args.plot {
-        // Before minutes have been spent.
-        std::fs::File::create(file).map_err(Error::io("write to", file))?;
-    }
     on_device(args)
 }
 
@@ -81,6 +77,14 @@ impl Bench for Args {
 
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    fn check(&self) -> Result<()> {
+        let Common { models, prompt_len, device, .. } = &self.common;
+        let (life, most) = (self.settings().lifetime(), self.concurrency.iter().max());
+        models.check_trio(*prompt_len, &life, most.copied().unwrap_or(1), device.kv_memory)?;
+        let create = |file| std::fs::File::create(file).map_err(Error::io("write to", file));
+        self.plot.as_ref().map_or(Ok(()), |file| create(file).map(drop))
     }
 
     fn weight_bytes(&self) -> Result<usize> {
