@@ -28,12 +28,7 @@ pub struct Args {
     guide: GuideArgs,
 
     /// The prompt
-    #[arg(
-        long,
-        value_name = "TEXT",
-        conflicts_with = "prompts",
-        required_unless_present = "prompts"
-    )]
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompts")]
     prompt: Option<String>,
     /// A file of lines {"prompt": …, "id": …}; - is standard input
     #[arg(long, value_name = "FILE.jsonl")]
@@ -114,7 +109,9 @@ impl Args {
             let content = Ok(Prompt::Text(text.clone()));
             return Ok(vec![Item { line: 1, own_id: None, content }]);
         }
-        let path = self.prompts.as_deref().unwrap_or(Path::new("-"));
+        let Some(path) = &self.prompts else {
+            return Err(Error::flag("--prompt", "or --prompts is needed"));
+        };
         let items = input::prompts(&input::path_or_stdin(path))?;
         Ok(match self.shard {
             Some(shard) => shard.of(items),

@@ -61,6 +61,7 @@ fn flags_that_cannot_work_are_refused() {
         assert_refused(&output, &format!("{flag} has no meaning without a guide"));
     }
     assert_refused(&trimtab(&["demo", "--seeds", "2"]), "--full");
+    assert_refused(&search(&[]), "--prompt or --prompts is needed");
 }
 
 /// Goal: a prompt that only the guide's template makes too long is refused with which model and

@@ -259,7 +259,6 @@ fn bench_flags_that_cannot_work_are_refused() {
         ("decode", &["--base", &base, "--kv-memory", "1K"], "--kv-memory must be at least"),
         ("decode", &["--base", &base, "--batch", "1,x"], "must be whole numbers, such as 1,4,16"),
         ("score", &["--base", &base, "--prompt-len", "129"], "the context of 128"),
-        ("score", &["--base", &base, "--batch", "-1"], "--batch"),
         ("search", &["--shape", "gpt2", "--prompt-len", "1000"], "the base model's context"),
         ("search", &["--shape", "gpt2", "--kv-memory", "1M"], "--kv-memory must be at least"),
     ] {
