@@ -7,7 +7,7 @@ use super::shapes::Shape;
 use crate::backend::Backend;
 use crate::cli::base::Base;
 use crate::cli::models::{self, BosFlag, Bytes, GuideArgs, GuideTokensFlag, Plan};
-use crate::engine::{Config, Engine, Limits, Model, Pair};
+use crate::engine::{Config, Engine, Limits, Longest, Model, Pair};
 use crate::error::{Error, Result};
 use crate::guide::{GuideTokens, PairGuide, WeightedPair};
 use crate::kv_cache::{Lifetime, PAGE_LEN};
@@ -175,12 +175,8 @@ impl ModelArgs {
         let same_tokens = base.has_the_tokens_of(tuned)?;
         let pair = [("guide", tuned), ("guide", untuned)].into_iter().filter(|_| same_tokens);
         for (model, source) in [("base", base)].into_iter().chain(pair) {
-            let context = source.config.context;
-            // The last token drawn is never run.
-            if prompt_len.saturating_add(life.response) - 1 > context {
-                let (tokens, new_tokens) = (prompt_len, life.response);
-                return Err(Error::ContextTooShort { model, context, tokens, new_tokens });
-            }
+            let longest = Longest { context: source.config.context, cache: usize::MAX };
+            longest.check(model, prompt_len, life.response)?;
         }
         let token = |source: &Source| source.config.kv_bytes_per_token();
         let page = (token(base) + token(tuned) + token(untuned)) * PAGE_LEN;
