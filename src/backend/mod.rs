@@ -264,6 +264,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// before.
     fn download<T: Element>(&self, source: &Self::Buffer<T>, target: &mut [T]) -> Result<()>;
 
+    /// Bytes that a weight matrix of `rows` rows and `cols` columns takes.
+    fn matrix_bytes(&self, rows: usize, cols: usize) -> usize {
+        rows * cols * size_of::<bf16>()
+    }
+
     /// Lays out a weight matrix.
     fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Self::Matrix>;
 

@@ -36,7 +36,22 @@ pub struct Matrix {
     data: Buffer<bf16>,
 }
 
+/// Pairs of inputs, filled up to whole steps.
+fn padded_pairs(step_pairs: usize, inputs: usize) -> usize {
+    inputs.div_ceil(2).next_multiple_of(step_pairs)
+}
+
+/// Weights of whole panels.
+fn packed_len(outputs: usize, pairs: usize) -> usize {
+    outputs.div_ceil(PANEL) * pairs * PANEL * 2
+}
+
 impl Matrix {
+    /// Bytes that one with so many outputs and inputs takes.
+    pub fn bytes(step_pairs: usize, outputs: usize, inputs: usize) -> usize {
+        packed_len(outputs, padded_pairs(step_pairs, inputs)) * size_of::<bf16>()
+    }
+
     /// Packs `matrix`, padded to a multiple of `step_pairs` pairs of inputs, into memory of `slabs` that is
     /// taken from `memory`.
     pub fn new(
@@ -46,8 +61,8 @@ impl Matrix {
         matrix: &HostMatrix<'_>,
     ) -> Result<Self> {
         let (outputs, inputs) = (matrix.rows, matrix.cols);
-        let pairs = inputs.div_ceil(2).next_multiple_of(step_pairs);
-        let len = outputs.div_ceil(PANEL) * pairs * PANEL * 2;
+        let pairs = padded_pairs(step_pairs, inputs);
+        let len = packed_len(outputs, pairs);
         let mut packed = Self { outputs, inputs, pairs, data: slabs.buffer(memory, len)? };
         for output in 0..outputs {
             let weights = matrix.row(output).chunks(2 * BLOCK_PAIRS);

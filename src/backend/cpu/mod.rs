@@ -198,6 +198,10 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn matrix_bytes(&self, rows: usize, cols: usize) -> usize {
+        Matrix::bytes(matmul::step(self.isa), rows, cols)
+    }
+
     fn matrix(&self, matrix: HostMatrix<'_>) -> Result<Matrix> {
         Matrix::new(matmul::step(self.isa), &self.slabs, &self.memory, &matrix)
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::bounds::{Pass, Work};
 use super::machine::{Fence, Machine, Measured};
-use super::models::{Source, token};
+use super::models::{ENGINE, Source, token};
 use super::report::Row;
 use super::{Bench, Common, count, on_device};
 use crate::backend::{Backend, SampleRow};
@@ -52,6 +52,14 @@ impl Bench for Args {
         let ((texts, len), kv_memory) = (self.most(), self.common.device.kv_memory);
         let mut sources = self.common.models.sources()?.into_iter();
         sources.try_for_each(|source| source.pages(texts, len, kv_memory).map(drop))
+    }
+
+    fn needed<B: Backend>(&self, backend: &B) -> Result<(usize, &'static str)> {
+        let (texts, len) = self.most();
+        Ok((
+            self.common.models.engine_bytes(backend, texts, len, texts)? + Fence::<B>::BYTES,
+            ENGINE,
+        ))
     }
 
     fn weight_bytes(&self) -> Result<usize> {

@@ -83,6 +83,9 @@ fn copy_bandwidth<B: Backend>(backend: &Arc<B>) -> Result<Vec<f64>> {
     let mut samples = Vec::new();
     for count in COPIES {
         let shape = PoolShape { pages: 2 * count, ..PAGE };
+        if !samples.is_empty() && !has_room(&**backend, shape.len() * size_of::<bf16>()) {
+            break;
+        }
         let mut pool = backend.alloc::<bf16>(shape.len())?;
         let copies: Vec<(u32, u32)> =
             (0..count as u32).map(|page| (page, page + count as u32)).collect();
@@ -93,6 +96,12 @@ fn copy_bandwidth<B: Backend>(backend: &Arc<B>) -> Result<Vec<f64>> {
         }
     }
     Ok(samples)
+}
+
+/// Whether so many bytes may be taken beside the word of a [`Fence`]: a small budget is measured in
+/// what there is of it.
+fn has_room<B: Backend>(backend: &B, bytes: usize) -> bool {
+    backend.memory().left().is_none_or(|left| bytes + Fence::<B>::BYTES <= left)
 }
 
 /// Measured rates.
@@ -153,6 +162,9 @@ impl Machine {
 fn matmul<B: Backend>(backend: &Arc<B>) -> Result<Vec<f64>> {
     let mut fastest = Vec::new();
     for side in SIDES {
+        if !fastest.is_empty() && !has_room(&**backend, 3 * side * side * size_of::<bf16>()) {
+            break;
+        }
         let numbers = |seed| random(seed, 1.0, side * side);
         let weight = backend.matrix(HostMatrix::new(side, side, numbers(1)))?;
         let mut x = backend.alloc(side * side)?;
@@ -207,6 +219,9 @@ pub struct Fence<B: Backend> {
 }
 
 impl<B: Backend> Fence<B> {
+    /// Bytes that it takes.
+    pub const BYTES: usize = size_of::<u32>();
+
     /// A fence on `backend`.
     pub fn new(backend: &Arc<B>) -> Result<Self> {
         Ok(Self { backend: backend.clone(), word: backend.alloc(1)? })

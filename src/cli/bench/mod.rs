@@ -30,6 +30,7 @@ pub use self::report::{Format, Origin, Row, print, save};
 pub use self::shapes::Shape;
 use super::Done;
 use super::device::{DeviceArgs, Job};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
 
 /// `trimtab bench`
@@ -121,10 +122,8 @@ trait Bench: Sync {
     /// Bytes of the weights that are read in turn.
     fn weight_bytes(&self) -> Result<usize>;
 
-    /// Bytes that these weights take at least.
-    fn least_bytes(&self) -> Result<usize> {
-        self.weight_bytes()
-    }
+    /// Bytes without which it cannot run, and what they are for.
+    fn needed<B: Backend>(&self, backend: &B) -> Result<(usize, &'static str)>;
 
     /// All results but the machine's own.
     fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>>;
@@ -138,9 +137,10 @@ impl<T: Bench> Job for Measurement<'_, T> {
 
     fn run<B: Measured>(self, backend: &Arc<B>) -> Result<Done> {
         // Before a minute has been spent.
-        let (memory, bytes) = (backend.memory(), self.0.least_bytes()?);
-        if let Some(limit) = memory.limit().filter(|&limit| bytes > limit) {
-            return Err(Error::DeviceBudget { bytes, what: "the weights", taken: 0, limit });
+        let (memory, (bytes, what)) = (backend.memory(), self.0.needed(&**backend)?);
+        let (taken, limit) = (memory.taken(), memory.limit().unwrap_or(usize::MAX));
+        if taken.saturating_add(bytes) > limit {
+            return Err(Error::DeviceBudget { bytes, what, taken, limit });
         }
         let machine = Machine::measure(backend, self.0.weight_bytes()?)?;
         let mut rows = machine.rows(T::NAME);

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::shapes::Shape;
 use crate::backend::Backend;
 use crate::cli::base::Base;
+use crate::cli::memory::weight_bytes;
 use crate::cli::models::{self, BosFlag, Bytes, GuideArgs, GuideTokensFlag, Plan};
 use crate::engine::{Config, Engine, Limits, Longest, Model, Pair};
 use crate::error::{Error, Result};
@@ -32,6 +33,9 @@ pub struct ModelArgs {
     #[arg(long, value_enum, requires = "shape")]
     guide_shape: Option<Shape>,
 }
+
+/// What a model needs that runs by itself.
+pub const ENGINE: &str = "weights, scratch memory, keys and values";
 
 /// A model that has been described but not loaded.
 pub struct Source {
@@ -84,8 +88,7 @@ impl Source {
         logit_rows: usize,
         kv_memory: Option<Bytes>,
     ) -> Result<Engine<B>> {
-        let pages = self.pages(texts, len, kv_memory)?;
-        let limits = Limits { pages, rows: models::ROWS.max(logit_rows), logit_rows };
+        let limits = limits(self.pages(texts, len, kv_memory)?, logit_rows);
         let model = match &self.folder {
             Some(folder) => Model::open(&**backend, folder, None)?,
             None => Model::random(&**backend, self.config.clone(), 1)?,
@@ -124,6 +127,23 @@ impl ModelArgs {
             true => Err(Error::flag("--base", "or --shape is needed")),
             false => Ok(sources),
         }
+    }
+
+    /// Bytes of the largest [`Source::engine`]: each is run by itself.
+    pub fn engine_bytes<B: Backend>(
+        &self,
+        backend: &B,
+        texts: usize,
+        len: usize,
+        logit_rows: usize,
+    ) -> Result<usize> {
+        let bytes = |source: Source| {
+            let limits = limits(source.pages(texts, len, None)?, logit_rows);
+            let weights = weight_bytes(backend, &source.config);
+            Ok(weights + Engine::bytes(backend, &source.config, limits))
+        };
+        let bytes: Vec<usize> = self.sources()?.into_iter().map(bytes).collect::<Result<_>>()?;
+        Ok(bytes.into_iter().max().unwrap_or(0))
     }
 
     /// Bytes of the largest model's weights: each is run by itself.
@@ -241,6 +261,11 @@ impl ModelArgs {
             _ => Err(needs_trio()),
         }
     }
+}
+
+/// A single model's.
+fn limits(pages: usize, logit_rows: usize) -> Limits {
+    Limits { pages, rows: models::ROWS.max(logit_rows), logit_rows }
 }
 
 fn needs_trio() -> Error {

@@ -91,8 +91,8 @@ impl Bench for Args {
         self.common.models.trio_bytes()
     }
 
-    fn least_bytes(&self) -> Result<usize> {
-        self.common.models.least_trio_bytes()
+    fn needed<B: Backend>(&self, _backend: &B) -> Result<(usize, &'static str)> {
+        Ok((self.common.models.least_trio_bytes()?, "the weights"))
     }
 
     fn measure<B: Measured>(&self, backend: &Arc<B>, machine: &Machine) -> Result<Vec<Row>> {
