@@ -105,14 +105,17 @@ fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         date: None,
         bos: BosFlag::Auto,
     };
+    // Each column must fit, and the search is not the one that needs most at once.
+    let lives = columns().map(|column| column.settings.lifetime());
+    let life = lives.into_iter().max_by_key(|life| life.pages(1)).expect("there are columns");
     let plan = Plan {
         base: Base::Folder(folder.join("base")),
         base_template: Template::default(),
         guide_tokens: GuideTokensFlag::Auto,
         compat: false,
         guidance: None,
-        least: columns()[2].settings.lifetime(),
-        life: columns()[2].settings.lifetime(),
+        least: life,
+        life,
         in_flight: IN_FLIGHT,
     };
     let ready = models::load(backend, &plan, &guide, args.device.kv_memory)?;

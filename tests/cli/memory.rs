@@ -65,6 +65,10 @@ fn the_advice_is_enough_for_every_command() {
             trimtab(&[&command[..], &["--device-memory", &budget.to_string()]].concat())
         });
     }
+    if device() == "cpu" {
+        // It would take minutes on the emulator.
+        enough(&|budget| trimtab(&["demo", "--device-memory", &budget.to_string()]));
+    }
 }
 
 /// Goal: every command that computes knows the flag, and so does the environment; what is not a
