@@ -4,8 +4,7 @@ use std::str::FromStr;
 
 use super::models::ROWS;
 use crate::backend::{Backend, Memory};
-use crate::engine::config::{Activation, Norm, Position};
-use crate::engine::{Config, Engine, Limits, Pair};
+use crate::engine::{Config, Engine, Limits, Model, Pair};
 use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_LEN;
 
@@ -48,36 +47,6 @@ pub fn describe<B: Backend>(backend: &B) -> String {
     let memory: &Memory = backend.memory();
     let of = memory.limit().map_or_else(String::new, |limit| format!(" of {}", readable(limit)));
     format!("{}, {}{of} of memory", backend.describe(), readable(memory.taken()))
-}
-
-/// Bytes that a model's weights take on `backend`: matrices as it lays them out, the rest in f32.
-pub fn weight_bytes<B: Backend>(backend: &B, config: &Config) -> usize {
-    let Config { vocab, width, heads, feed_forward, biases, tied_head, .. } = *config;
-    let ups = match config.activation {
-        Activation::Gelu => 1,
-        Activation::SiluGate => 2,
-    };
-    let norm = match config.norm {
-        Norm::Layer(_) => 2 * width,
-        Norm::Rms(_) => width,
-    };
-    let matrix = |outputs, inputs| backend.matrix_bytes(outputs, inputs);
-    let vector = |there, len| if there { len } else { 0 };
-    let matrices = matrix(heads.qkv_width(), width)
-        + matrix(width, heads.query_width())
-        + ups * matrix(feed_forward, width)
-        + matrix(width, feed_forward);
-    let vectors = 2 * norm
-        + vector(biases.qkv, heads.qkv_width())
-        + vector(biases.output, width)
-        + vector(biases.mlp, ups * feed_forward + width);
-    let positions = match config.position {
-        Position::Learned => matrix(config.context, width),
-        Position::Rotary(_) => 0,
-    };
-    let tables = matrix(vocab, width) * if tied_head { 1 } else { 2 };
-    let numbers = config.layers * vectors + norm;
-    config.layers * matrices + tables + positions + numbers * size_of::<f32>()
 }
 
 /// All that is to be loaded, as far as memory is concerned.
@@ -148,9 +117,9 @@ impl Needs {
     /// Bytes of the weights: at least, where an untuned model has all of its matrices from its twin, and
     /// at most.
     fn weights<B: Backend>(&self, backend: &B) -> [usize; 2] {
-        let base = self.base.as_ref().map_or(0, |(config, _)| weight_bytes(backend, config));
+        let base = self.base.as_ref().map_or(0, |(config, _)| Model::bytes(backend, config));
         let side =
-            |side: usize| self.pairs.iter().map(move |pair| weight_bytes(backend, &pair[side]));
+            |side: usize| self.pairs.iter().map(move |pair| Model::bytes(backend, &pair[side]));
         let least = base + side(0).sum::<usize>();
         [least, least + side(1).sum::<usize>()]
     }
@@ -202,35 +171,5 @@ impl Needs {
             if fits(middle) { fitting = middle } else { beyond = middle }
         }
         Ok(self.limits(fitting))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::backend::cpu::{CpuBackend, Isa};
-    use crate::backend::cuda::CudaBackend;
-    use crate::engine::Model;
-
-    fn foreseen<B: Backend>(backend: &B) {
-        for name in ["gpt2", "llama", "llama3", "mistral"] {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-            let before = backend.memory().taken();
-            let model = Model::open(backend, &folder, None).expect("a golden model");
-            let taken = backend.memory().taken() - before;
-            assert_eq!(weight_bytes(backend, &model.config), taken, "{name}");
-        }
-    }
-
-    /// Goal: what weights take is known to the byte before they are loaded, for every family, however
-    /// matrices are laid out.
-    #[test]
-    fn weights_are_foreseen_to_the_byte() {
-        for isa in Isa::available() {
-            foreseen(&CpuBackend::with_isa(isa, Some(1)).expect("a backend"));
-        }
-        foreseen(&CudaBackend::emulated(1).expect("an emulator"));
     }
 }

@@ -102,6 +102,37 @@ impl<B: Backend> Model<B> {
         Self::load(backend, config, Tensors::Random { seed }, None)
     }
 
+    /// Bytes of device memory that the weights of a model of this shape take: matrices as the backend lays
+    /// them out, the rest in f32.
+    pub fn bytes(backend: &B, config: &Config) -> usize {
+        let Config { vocab, width, heads, feed_forward, biases, tied_head, .. } = *config;
+        let ups = match config.activation {
+            Activation::Gelu => 1,
+            Activation::SiluGate => 2,
+        };
+        let norm = match config.norm {
+            Norm::Layer(_) => 2 * width,
+            Norm::Rms(_) => width,
+        };
+        let matrix = |outputs, inputs| backend.matrix_bytes(outputs, inputs);
+        let vector = |there, len| if there { len } else { 0 };
+        let matrices = matrix(heads.qkv_width(), width)
+            + matrix(width, heads.query_width())
+            + ups * matrix(feed_forward, width)
+            + matrix(width, feed_forward);
+        let vectors = 2 * norm
+            + vector(biases.qkv, heads.qkv_width())
+            + vector(biases.output, width)
+            + vector(biases.mlp, ups * feed_forward + width);
+        let positions = match config.position {
+            Position::Learned => matrix(config.context, width),
+            Position::Rotary(_) => 0,
+        };
+        let tables = matrix(vocab, width) * if tied_head { 1 } else { 2 };
+        let numbers = config.layers * vectors + norm;
+        config.layers * matrices + tables + positions + numbers * size_of::<f32>()
+    }
+
     fn load(
         backend: &B,
         config: Config,

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::{folder, gpu};
-use trimtab::backend::cpu::CpuBackend;
+use trimtab::backend::cpu::{CpuBackend, Isa};
 use trimtab::backend::cuda::{CudaBackend, Device, Emulator, Launcher, Step};
 use trimtab::backend::{Backend, Heads, PoolShape, Room};
 use trimtab::engine::{Config, Engine, Limits, Model, Pair};
@@ -32,20 +32,34 @@ macro_rules! on_every_backend {
     }};
 }
 
-/// Goal: `Engine::bytes` and `Pair::bytes` say to the byte what is taken, for every family, caches
-/// shorter and longer than the context, and all of it is given back.
+/// Goal: what weights take is known to the byte, however an instruction set has its matrices laid out.
+#[test]
+fn what_a_model_takes_is_known_before() {
+    for isa in Isa::available() {
+        let backend = Arc::new(CpuBackend::with_isa(isa, Some(1)).unwrap());
+        for name in ["gpt2", "llama", "llama3", "mistral"] {
+            let before = backend.memory().taken();
+            let model = load(&backend, name, None);
+            let taken = backend.memory().taken() - before;
+            assert_eq!(taken, Model::bytes(&*backend, &model.config), "{name}, {isa:?}");
+        }
+    }
+}
+
+/// Goal: `Model::bytes`, `Engine::bytes` and `Pair::bytes` say to the byte what is taken, for every family,
+/// caches shorter and longer than the context, and all of it is given back.
 #[test]
 fn what_an_engine_takes_is_known_before() {
     on_every_backend!(|backend| {
         let before = backend.memory().taken();
-        for name in ["gpt2", "llama3", "mistral"] {
+        for name in ["gpt2", "llama", "llama3", "mistral"] {
             for (pages, rows, logit_rows) in [(1, 1, 1), (3, 16, 5), (40, 33, 32)] {
                 let limits = Limits { pages, rows, logit_rows };
                 let model = load(&backend, name, None);
                 let config = Config::open(&folder(name)).unwrap();
                 let (weights, bytes) =
                     (backend.memory().taken(), Engine::bytes(&*backend, &config, limits));
-                assert!(weights > before);
+                assert_eq!(weights - before, Model::bytes(&*backend, &config), "{name}");
                 let engine = Engine::new(backend.clone(), model, limits).unwrap();
                 assert_eq!(backend.memory().taken() - weights, bytes, "{name}, {limits:?}");
                 drop(engine);

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use super::shapes::Shape;
 use crate::backend::Backend;
 use crate::cli::base::Base;
-use crate::cli::memory::weight_bytes;
 use crate::cli::models::{self, BosFlag, Bytes, GuideArgs, GuideTokensFlag, Plan};
 use crate::engine::{Config, Engine, Limits, Longest, Model, Pair};
 use crate::error::{Error, Result};
@@ -139,7 +138,7 @@ impl ModelArgs {
     ) -> Result<usize> {
         let bytes = |source: Source| {
             let limits = limits(source.pages(texts, len, None)?, logit_rows);
-            let weights = weight_bytes(backend, &source.config);
+            let weights = Model::bytes(backend, &source.config);
             Ok(weights + Engine::bytes(backend, &source.config, limits))
         };
         let bytes: Vec<usize> = self.sources()?.into_iter().map(bytes).collect::<Result<_>>()?;
