@@ -64,8 +64,7 @@ pub struct Args {
 
 impl Args {
     /// All that determines an answer, for `--resume`: models by what is in them, wherever they lie, and
-    /// flags as they work, whether given or not.
-    /// `date` where chat templates ask for it.
+    /// flags as they work, whether given or not; `date` where chat templates ask for it.
     fn fingerprint(
         &self,
         settings: &Settings,

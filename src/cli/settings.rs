@@ -5,6 +5,7 @@ use super::models::{self, BosFlag, Compat, GuideArgs, GuideTokensFlag, Plan};
 use crate::error::{Error, Result};
 use crate::proposer::Sampling;
 use crate::search::{ChunkLen, Method, Settings, Shape, Shaped};
+use crate::server::{Seed, TopK};
 use crate::text::StopStrings;
 
 #[derive(clap::Args, Clone, Debug)]
@@ -55,18 +56,14 @@ pub struct SearchArgs {
     pub compat: Option<Compat>,
 }
 
-/// A seed as requests have it: a negative one is taken by its bits, so that −1 is 2^64 − 1.
+/// A seed, as requests have it.
 fn seed(text: &str) -> Result<u64, String> {
-    let number = text.parse::<i128>().ok();
-    let within = number.filter(|n| (i64::MIN.into()..=u64::MAX.into()).contains(n));
-    within.map(|n| n as u64).ok_or_else(|| "must be a whole number of at most 64 bits".into())
+    text.parse().map(|Seed(seed)| seed)
 }
 
-/// How many tokens to draw from, as requests have it: 0 and −1 are all.
+/// How many tokens to draw from, as requests have it.
 fn top_k(text: &str) -> Result<u32, String> {
-    let number = text.parse::<i64>().ok();
-    let within = number.filter(|n| (-1..=u32::MAX.into()).contains(n));
-    within.map(|n| n.max(0) as u32).ok_or_else(|| "must be a whole number, or -1 for all".into())
+    text.parse().map(|TopK(count)| count)
 }
 
 impl SearchArgs {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Config, Engine, Limits, Longest, Model, Span};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::kv_cache::{PAGE_LEN, PageCopy, PagePool};
+use crate::kv_cache::{PageCopy, PagePool};
 
 /// Tuned and untuned: the same rows at the same positions, one page table over two pools.
 pub struct Pair<B: Backend> {
@@ -70,8 +70,8 @@ impl<B: Backend> Pair<B> {
 
     /// How long a sequence can become that has its pages from `pages`, one of this pair's pools.
     pub fn longest(&self, pages: &PagePool) -> Longest {
-        let context = self.tuned.config().context.min(self.untuned.config().context);
-        Longest { context, cache: pages.capacity() * PAGE_LEN }
+        let longest = self.tuned.longest(pages);
+        Longest { context: longest.context.min(self.untuned.config().context), ..longest }
     }
 
     /// [`Engine::copy_pages`] in both pools.

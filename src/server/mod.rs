@@ -31,6 +31,7 @@ mod wire;
 pub use api::Options;
 pub use http::HttpOptions;
 pub use log::say;
+pub use number::{Seed, TopK};
 pub use origin::{Origin, Origins};
 pub use request::{Defaults, Limits};
 

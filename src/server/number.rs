@@ -1,6 +1,8 @@
-//! Numbers of a request that must be whole: `5`, or `5.0` as some clients write it.
+//! Numbers of a request, or of a flag of the same name, that must be whole: `5`, or in a request `5.0` as
+//! some clients write it.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -53,17 +55,50 @@ impl<'de> Deserialize<'de> for Count {
 
 impl<'de> Deserialize<'de> for Seed {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        let (least, most) = (i64::MIN.into(), u64::MAX.into());
-        let whole = Whole { least, most, name: "a whole number of at most 64 bits" };
-        Ok(Self(json.deserialize_any(whole)? as u64))
+        Ok(Self::of(json.deserialize_any(Self::WHOLE)?))
+    }
+}
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::WHOLE.parse(text).map(Self::of)
+    }
+}
+
+impl Seed {
+    const WHOLE: Whole = Whole {
+        least: i64::MIN as i128,
+        most: u64::MAX as i128,
+        name: "a whole number of at most 64 bits",
+    };
+
+    fn of(number: i128) -> Self {
+        Self(number as u64)
     }
 }
 
 impl<'de> Deserialize<'de> for TopK {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        let name = "a whole number, or -1 for all tokens";
-        let whole = Whole { least: -1, most: u32::MAX.into(), name };
-        Ok(Self(json.deserialize_any(whole)?.max(0) as u32))
+        Ok(Self::of(json.deserialize_any(Self::WHOLE)?))
+    }
+}
+
+impl FromStr for TopK {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::WHOLE.parse(text).map(Self::of)
+    }
+}
+
+impl TopK {
+    const WHOLE: Whole =
+        Whole { least: -1, most: u32::MAX as i128, name: "a whole number, or -1 for all tokens" };
+
+    fn of(number: i128) -> Self {
+        Self(number.max(0) as u32)
     }
 }
 
@@ -75,9 +110,18 @@ struct Whole {
 }
 
 impl Whole {
+    fn has(&self, number: i128) -> bool {
+        (self.least..=self.most).contains(&number)
+    }
+
     fn bounded<E: Error>(&self, number: i128, found: Unexpected<'_>) -> Result<i128, E> {
-        let within = (self.least..=self.most).contains(&number);
-        if within { Ok(number) } else { Err(E::invalid_value(found, self)) }
+        if self.has(number) { Ok(number) } else { Err(E::invalid_value(found, self)) }
+    }
+
+    /// As a flag has it.
+    fn parse(&self, text: &str) -> Result<i128, String> {
+        let number = text.parse().ok().filter(|&number| self.has(number));
+        number.ok_or_else(|| format!("must be {}", self.name))
     }
 }
 

@@ -105,10 +105,7 @@ fn models_that_do_not_fit_together_are_refused() {
 /// A golden model with one file changed.
 fn changed(name: &str, file: &str, change: impl Fn(String) -> String) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(model(name)).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
+    copy_model(name, folder.path());
     let path = folder.path().join(file);
     std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
     folder
@@ -196,10 +193,7 @@ fn wrong_shapes_are_refused() {
 /// A copy of a golden model none of whose weights is a number.
 fn without_numbers(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(model(name)).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
+    copy_model(name, folder.path());
     let path = folder.path().join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;

@@ -21,6 +21,14 @@ fn model(name: &str) -> String {
     folder.to_str().unwrap().to_owned()
 }
 
+/// Copies a golden model's files into a folder.
+fn copy_model(name: &str, to: &Path) {
+    for entry in std::fs::read_dir(model(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
 /// Where the program computes: `cuda` if `TRIMTAB_TEST_DEVICE` says so.
 fn device() -> String {
     let emulated = env!("CARGO_CRATE_NAME") == "cli_emulator";

@@ -128,10 +128,7 @@ fn a_run_goes_on_with_the_same_models_alone() {
     let copy = |name: &str, from: &str| {
         let to = run.folder.path().join(name);
         std::fs::create_dir_all(&to).unwrap();
-        for entry in std::fs::read_dir(model(from)).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-        }
+        copy_model(from, &to);
         to.to_str().unwrap().to_owned()
     };
     let go_on = |tuned: &str| {

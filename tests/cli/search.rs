@@ -359,10 +359,7 @@ fn every_device_finds_what_the_cpu_finds() {
 #[test]
 fn the_day_that_templates_are_told_is_one_and_can_be_given() {
     let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(model("gpt2")).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
+    copy_model("gpt2", folder.path());
     let template = "{{ strftime_now('%d %B %Y, %H:%M:%S') }} {{ messages[0].content }}";
     std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
     let base = folder.path().to_str().unwrap();

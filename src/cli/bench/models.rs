@@ -128,6 +128,12 @@ impl ModelArgs {
         }
     }
 
+    /// Refuses what no [`Source::engine`] could have.
+    pub fn check_engines(&self, texts: usize, len: usize, kv_memory: Option<Bytes>) -> Result<()> {
+        let mut sources = self.sources()?.into_iter();
+        sources.try_for_each(|source| source.pages(texts, len, kv_memory).map(drop))
+    }
+
     /// Bytes of the largest [`Source::engine`]: each is run by itself.
     pub fn engine_bytes<B: Backend>(
         &self,
@@ -217,9 +223,9 @@ impl ModelArgs {
         searches: usize,
         kv_memory: Option<Bytes>,
     ) -> Result<Trio<B>> {
-        self.check_trio(prompt_len, &life, searches, kv_memory)?;
         match (self.shape, &self.base, &self.tuned, &self.untuned) {
             (Some(shape), ..) => {
+                self.check_trio(prompt_len, &life, searches, kv_memory)?;
                 let guide = self.guide_shape.unwrap_or(shape);
                 let pages = searches.saturating_mul(life.pages(prompt_len));
                 Trio::random(backend, shape, guide, pages)

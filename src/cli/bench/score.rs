@@ -43,9 +43,8 @@ impl Bench for Args {
     }
 
     fn check(&self) -> Result<()> {
-        let ((texts, len), kv_memory) = (self.most(), self.common.device.kv_memory);
-        let mut sources = self.common.models.sources()?.into_iter();
-        sources.try_for_each(|source| source.pages(texts, len, kv_memory).map(drop))
+        let (texts, len) = self.most();
+        self.common.models.check_engines(texts, len, self.common.device.kv_memory)
     }
 
     fn needed<B: Backend>(&self, backend: &B) -> Result<(usize, &'static str)> {
