@@ -102,6 +102,11 @@ fn matmuls(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new("matmul_gelu", &shape), |b| {
                 b.iter(|| cpu.matmul_gelu(rows, &x, turn.next().unwrap(), None, &mut out).unwrap());
             });
+            group.bench_function(BenchmarkId::new("matmul_gelu_erf", &shape), |b| {
+                b.iter(|| {
+                    cpu.matmul_gelu_erf(rows, &x, turn.next().unwrap(), None, &mut out).unwrap();
+                });
+            });
             group.bench_function(BenchmarkId::new("matmul_add", &shape), |b| {
                 b.iter(|| {
                     cpu.matmul_add(rows, &x, turn.next().unwrap(), None, &mut residual).unwrap();

@@ -340,3 +340,14 @@ template <class T, class Store>
 __device__ void product_many(const ProductParams &p, Store store) {
   product_many<T>(p, One{p.weight}, store);
 }
+
+// ---- what becomes of a sum: its bias comes in, a function of both, and it is rounded to bf16 ----
+
+template <class Activation>
+struct StoreActivated {
+  const MatmulParams &p;
+  __device__ void operator()(unsigned row, unsigned output, float sum) const {
+    float bias = p.bias ? p.bias[output] : 0;
+    p.out[size_t(row) * p.product.outputs + output] = to_bf16(Activation::of(sum + bias));
+  }
+};

@@ -342,6 +342,17 @@ pub trait Backend: Send + Sync + Sized + 'static {
         out: &mut Self::Buffer<bf16>,
     ) -> Result<()>;
 
+    /// `out = gelu(x · weightᵀ + bias)`, exact: `gelu(v) = 0.5 v (1 + erf(v / √2))`; shapes as in
+    /// [`Backend::matmul`].
+    fn matmul_gelu_erf(
+        &self,
+        rows: usize,
+        x: &Self::Buffer<bf16>,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Buffer<f32>>,
+        out: &mut Self::Buffer<bf16>,
+    ) -> Result<()>;
+
     /// `out = silu(x · gateᵀ + biases[0]) · (x · upᵀ + biases[1])`, `silu(v) = v / (1 + e^−v)`; both
     /// matrices and all else as in [`Backend::matmul`].
     fn matmul_silu_gate(

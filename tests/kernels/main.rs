@@ -19,6 +19,7 @@ mod logprobs;
 mod matmul;
 mod matmul_add;
 mod matmul_gelu;
+mod matmul_gelu_erf;
 mod matmul_silu_gate;
 mod rms_norm;
 mod rope;

@@ -1,5 +1,6 @@
 use super::matmul::Case;
 use crate::harness::*;
+use crate::oracle::gelu;
 use trimtab::backend::Backend;
 use trimtab::tensor::bf16;
 
@@ -10,11 +11,6 @@ fn run<B: Backend>(backend: &B, case: &Case) -> Vec<bf16> {
     let x = upload(backend, &case.x);
     backend.matmul_gelu(case.rows, &x, &weight, bias.as_ref(), &mut out).unwrap();
     download(backend, &out)
-}
-
-fn gelu(v: f64) -> f64 {
-    let inner = (2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3));
-    0.5 * v * (1.0 + inner.tanh())
 }
 
 /// Goal: all shapes, with and without bias, small, middling and saturated: against the oracle, which allows for

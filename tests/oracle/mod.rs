@@ -5,6 +5,8 @@
 #![allow(dead_code)] // each test file uses a part
 #![allow(clippy::needless_range_loop)] // indices say what the formula says
 
+mod functions;
+
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
@@ -14,6 +16,8 @@ use trimtab::backend::{
 };
 use trimtab::error::Result;
 use trimtab::tensor::{Element, HostMatrix, bf16};
+
+pub use functions::{gelu, gelu_erf, log_sum_exp, pick};
 
 /// Numbers of any element type, exactly.
 pub struct Numbers<T> {
@@ -61,11 +65,6 @@ fn product(
     let w = &weight.values[output * weight.cols..][..weight.cols];
     let dot: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
     dot + bias.map_or(0.0, |bias| bias.values[output])
-}
-
-pub fn log_sum_exp(values: &[f64]) -> f64 {
-    let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    max + values.iter().map(|v| (v - max).exp()).sum::<f64>().ln()
 }
 
 impl Backend for Oracle {
@@ -236,10 +235,20 @@ impl Backend for Oracle {
         out: &mut Numbers<bf16>,
     ) -> Result<()> {
         self.matmul(rows, x, weight, bias, out)?;
-        for v in &mut out.values[..rows * weight.rows] {
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (*v + 0.044715 * v.powi(3));
-            *v = 0.5 * *v * (1.0 + inner.tanh());
-        }
+        out.values[..rows * weight.rows].iter_mut().for_each(|v| *v = gelu(*v));
+        Ok(())
+    }
+
+    fn matmul_gelu_erf(
+        &self,
+        rows: usize,
+        x: &Numbers<bf16>,
+        weight: &Matrix,
+        bias: Option<&Numbers<f32>>,
+        out: &mut Numbers<bf16>,
+    ) -> Result<()> {
+        self.matmul(rows, x, weight, bias, out)?;
+        out.values[..rows * weight.rows].iter_mut().for_each(|v| *v = gelu_erf(*v));
         Ok(())
     }
 
@@ -460,39 +469,4 @@ impl Backend for Oracle {
         }
         Ok(())
     }
-}
-
-/// The token that `how` draws, by sorting everything.
-pub fn pick(how: &SampleRow, logits: &[f64]) -> usize {
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    if how.temperature == 0.0 {
-        return order[0];
-    }
-    if how.top_k > 0 && (how.top_k as usize) < order.len() {
-        let bound = logits[order[how.top_k as usize - 1]];
-        order.retain(|&token| logits[token] >= bound);
-    }
-    let weight =
-        |token: usize| ((logits[token] - logits[order[0]]) / f64::from(how.temperature)).exp();
-    let total: f64 = order.iter().map(|&token| weight(token)).sum();
-    let mut kept = Vec::new();
-    let mut mass = 0.0;
-    for &token in &order {
-        if how.top_p < 1.0 && mass >= f64::from(how.top_p) * total && !kept.is_empty() {
-            break;
-        }
-        kept.push(token);
-        mass += weight(token);
-    }
-    kept.sort_unstable();
-    let target = f64::from(how.draw.uniform()) * mass;
-    let mut running = 0.0;
-    for &token in &kept {
-        running += weight(token);
-        if running > target {
-            return token;
-        }
-    }
-    kept[kept.len() - 1]
 }

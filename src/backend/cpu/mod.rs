@@ -296,6 +296,18 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn matmul_gelu_erf(
+        &self,
+        rows: usize,
+        x: &Buffer<bf16>,
+        weight: &Matrix,
+        bias: Option<&Buffer<f32>>,
+        out: &mut Buffer<bf16>,
+    ) -> Result<()> {
+        self.matmul_into(rows, x, weight, bias, out, epilogue::store_gelu_erf);
+        Ok(())
+    }
+
     fn matmul_silu_gate(
         &self,
         rows: usize,

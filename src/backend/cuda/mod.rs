@@ -312,6 +312,17 @@ impl<D: Device> Backend for CudaBackend<D> {
         product::matmul(self, product::MATMUL_GELU, rows, x, weight, bias, out)
     }
 
+    fn matmul_gelu_erf(
+        &self,
+        rows: usize,
+        x: &Buffer<D, bf16>,
+        weight: &Matrix<D>,
+        bias: Option<&Buffer<D, f32>>,
+        out: &mut Buffer<D, bf16>,
+    ) -> Result<()> {
+        product::matmul(self, product::MATMUL_GELU_ERF, rows, x, weight, bias, out)
+    }
+
     fn matmul_silu_gate(
         &self,
         rows: usize,

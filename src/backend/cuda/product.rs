@@ -76,6 +76,14 @@ pub const MATMUL_GELU: Kernels = [
     "matmul_gelu_small",
     "matmul_gelu_large",
 ];
+pub const MATMUL_GELU_ERF: Kernels = [
+    "matmul_gelu_erf_8",
+    "matmul_gelu_erf_16",
+    "matmul_gelu_erf_32",
+    "matmul_gelu_erf_64",
+    "matmul_gelu_erf_small",
+    "matmul_gelu_erf_large",
+];
 const MATMUL_SILU_GATE: Kernels = [
     "matmul_silu_gate_8",
     "matmul_silu_gate_16",
@@ -165,7 +173,7 @@ impl<'a, D: Device> Product<'a, D> {
     }
 }
 
-/// What `kernels`, those of matmul or of matmul_gelu, make of a product.
+/// What `kernels`, those of matmul or of one with an activation, make of a product.
 pub fn matmul<D: Device>(
     backend: &CudaBackend<D>,
     kernels: Kernels,
