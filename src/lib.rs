@@ -16,7 +16,7 @@
 //! use trimtab::proposer::{LocalProposer, Prompt, Sampling};
 //! use trimtab::scheduler::Scheduler;
 //! use trimtab::search::Settings;
-//! use trimtab::text::{Bos, PromptFormat, StopStrings, Template, Tokenizer};
+//! use trimtab::text::{PromptFormat, StopStrings, Tokenizer};
 //!
 //! # fn main() -> trimtab::error::Result<()> {
 //! let models = Path::new("tests/golden");
@@ -26,8 +26,7 @@
 //! let limits = Limits { pages: 64, rows: 64, logit_rows: 16 };
 //! let tokenizer = Arc::new(Tokenizer::open(&base)?);
 //! let (eos, longest_token) = (tokenizer.eos(), tokenizer.longest_token());
-//! let template = Template::default();
-//! let format = PromptFormat { tokenizer, template, chat: false, date: None, bos: Bos::Auto };
+//! let format = PromptFormat::new(tokenizer);
 //!
 //! let engine = Engine::new(backend.clone(), Model::open(&*backend, &base, None)?, limits)?;
 //! let ends = eos.into_iter().collect();
@@ -63,6 +62,7 @@
 // Floor 0
 pub mod error;
 // Floor 1
+pub mod folder;
 pub mod hash;
 pub mod philox;
 pub mod tensor;

@@ -63,6 +63,7 @@ fn weighted<B: Backend>(
             tokenizer,
             template: Template::default(),
             chat: false,
+            system: None,
             date: None,
             bos: Bos::Never,
         },

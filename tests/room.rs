@@ -49,7 +49,7 @@ fn guide(pages: usize) -> (PairGuide<CpuBackend>, Arc<Mutex<Pair<CpuBackend>>>) 
         eos: tokenizer.eos(),
         // A broken byte becomes a U+FFFD.
         longest_token: "🎬👩‍👧".len(),
-        format: PromptFormat { tokenizer, template, chat: false, date: None, bos },
+        format: PromptFormat { tokenizer, template, chat: false, system: None, date: None, bos },
         tokens: GuideTokens::Text,
     };
     (PairGuide::new(vec![weighted], None), pair)

@@ -184,7 +184,7 @@ fn a_wrong_wish_is_answered_with_what_there_is() {
     let file = valid(&[
         ("w", "F32", &[2, 3], &f32_bytes(&[0.0; 6])),
         ("mask", "BOOL", &[2], &[0, 1]),
-        ("double", "F64", &[1], &[0; 8]),
+        ("long", "I64", &[1], &[0; 8]),
     ]);
     let folder = folder(&[(SINGLE, &file)]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
@@ -193,13 +193,25 @@ fn a_wrong_wish_is_answered_with_what_there_is() {
         ("w", &[6], &["[2, 3]", "[6]"]),
         ("gone", &[1], &["\"gone\"", "missing", SINGLE]),
         ("mask", &[2], &["\"mask\"", "BOOL", "BF16"]),
-        ("double", &[1], &["F64", "not supported"]),
+        ("long", &[1], &["I64", "not supported"]),
     ] {
         let text = checkpoint.tensor(name, shape).unwrap_err().to_string();
         for word in words {
             assert!(text.contains(word), "no {word:?} in: {text}");
         }
     }
+}
+
+/// Goal: a wide number is rounded once: by way of f32 this one would become 1.
+#[test]
+fn float64_is_rounded_to_bf16_at_once() {
+    let number = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
+    let file = safetensors(&[("w", "F64", &[1], &number.to_le_bytes())]);
+    let folder = folder(&[(SINGLE, &file)]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let tensor = checkpoint.tensor("w", &[1]).unwrap();
+    assert_eq!(tensor.to_bf16()[0].to_f32(), 1.0 + 2f32.powi(-7));
+    assert_eq!(tensor.to_f32(), [1.0 + 2f32.powi(-8)]);
 }
 
 #[test]

@@ -84,7 +84,7 @@ pub struct Server {
 
 impl Server {
     /// The proposer that asks it.
-    pub fn proposer(&self, template: &Template, reading: Reading) -> Result<RemoteProposer> {
+    pub fn proposer(&self, template: &Template, reading: &Reading) -> Result<RemoteProposer> {
         let template = template.clone();
         let format = match &self.tokenizer {
             Some(folder) => {
@@ -177,9 +177,11 @@ pub enum DescribedBase {
 }
 
 impl DescribedBase {
-    pub fn open(plan: &Plan, reading: Reading) -> Result<Self> {
+    pub fn open(plan: &Plan, reading: &Reading) -> Result<Self> {
         let server = match &plan.base {
-            Base::Folder(folder) => return Ok(Self::Folder(Box::new(Described::open(folder)?))),
+            Base::Folder(folder) => {
+                return Ok(Self::Folder(Box::new(Described::open(folder)?.warned())));
+            }
             Base::Server(server) => server,
         };
         if plan.guidance.is_some() {

@@ -101,6 +101,7 @@ fn demo<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         untuned: Some(folder.join("untuned")),
         guides: Vec::new(),
         guide_template: None,
+        system: None,
         chat: false,
         date: None,
         bos: BosFlag::Auto,

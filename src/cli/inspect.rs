@@ -8,7 +8,7 @@ use super::Done;
 use super::memory::readable;
 use super::models::Described;
 use super::stdout::outln;
-use crate::engine::config::{Activation, Norm, Position};
+use crate::engine::config::{Activation, Config, Norm, Position};
 use crate::error::Result;
 use crate::weights::Checkpoint;
 
@@ -25,54 +25,61 @@ pub struct Args {
 pub fn run(args: Args) -> Result<Done> {
     let model = Described::open(&args.folder)?;
     let checkpoint = Checkpoint::open(&args.folder)?;
+    if args.json { print_json(&model, &checkpoint) } else { print_rows(&model, &checkpoint) }
+}
+
+fn print_json(model: &Described, checkpoint: &Checkpoint) -> Result<Done> {
     let (config, tokenizer) = (&model.config, &model.tokenizer);
-    let norm = match config.norm {
-        Norm::Layer(_) => "layer norm",
-        Norm::Rms(_) => "RMS norm",
-    };
-    let position = match config.position {
-        Position::Learned => "learned positions",
-        Position::Rotary(_) => "rotary positions",
-    };
-    let activation = match config.activation {
-        Activation::Gelu => "GELU",
-        Activation::SiluGate => "gated SiLU",
-    };
     let dtypes = checkpoint.dtypes();
-    if args.json {
-        let report = json!({
-            "architecture": config.architecture,
-            "parameters": checkpoint.parameters(),
-            "layers": config.layers,
-            "width": config.width,
-            "feed_forward": config.feed_forward,
-            "query_heads": config.heads.query,
-            "kv_heads": config.heads.kv,
-            "head_dim": config.heads.dim,
-            "context": config.context,
-            "window": config.window,
-            "vocabulary": config.vocab,
-            "tokenizer_entries": tokenizer.len(),
-            "bos": tokenizer.bos(),
-            "eos": model.eos(),
-            "chat_template": tokenizer.chat_template().is_some(),
-            "dtypes": dtypes.iter().map(|(name, count)| json!([name, count])).collect::<Vec<_>>(),
-            "file_bytes": checkpoint.bytes(),
-            "weight_bytes": config.weight_bytes(),
-            "kv_bytes_per_token": config.kv_bytes_per_token(),
-        });
-        outln!("{report}")?;
-        return Ok(Done::Well);
-    }
+    let dtypes = dtypes.iter().map(|(name, count)| json!([name, count])).collect::<Vec<_>>();
+    let ends = model
+        .ends
+        .iter()
+        .map(|end| json!({"id": end.id, "token": tokenizer.name(end.id), "sources": end.sources}));
+    // One number where all layers are alike, as they are in most models.
+    let windows: Vec<Option<usize>> = config.attention.iter().map(|layer| layer.window).collect();
+    let alike = windows.windows(2).all(|pair| pair[0] == pair[1]);
+    let report = json!({
+        "architecture": config.architecture,
+        "parameters": checkpoint.parameters(),
+        "layers": config.layers,
+        "width": config.width,
+        "feed_forward": config.feed_forward,
+        "query_heads": config.heads.query,
+        "kv_heads": config.heads.kv,
+        "head_dim": config.heads.dim,
+        "context": config.context,
+        "window": if alike { json!(windows.first().copied().flatten()) } else { json!(windows) },
+        "tied_head": config.tied_head,
+        "vocabulary": config.vocab,
+        "tokenizer_entries": tokenizer.len(),
+        "bos": tokenizer.bos(),
+        "eos": model.eos(),
+        "end_tokens": ends.collect::<Vec<_>>(),
+        "chat_template": tokenizer.chat_template().is_some(),
+        "dtypes": dtypes,
+        "file_bytes": checkpoint.bytes(),
+        "weight_bytes": config.weight_bytes(),
+        "kv_bytes_per_token": config.kv_bytes_per_token(),
+        "warnings": model.notes.warnings,
+        "remarks": model.notes.remarks,
+    });
+    outln!("{report}")?;
+    Ok(Done::Well)
+}
+
+fn print_rows(model: &Described, checkpoint: &Checkpoint) -> Result<Done> {
+    let (config, tokenizer) = (&model.config, &model.tokenizer);
     let name = |id: u32| tokenizer.name(id).unwrap_or("?").to_owned();
-    let eos: Vec<String> = model.eos().iter().map(|&id| format!("{} ({id})", name(id))).collect();
+    let ends: Vec<String> = model.ends.iter().map(|end| model.shown(end)).collect();
     let bos = tokenizer.bos().map_or("none".into(), |id| format!("{} ({id})", name(id)));
+    let dtypes = checkpoint.dtypes();
     let dtypes: Vec<String> =
         dtypes.iter().map(|(name, count)| format!("{count} tensors {name}")).collect();
-    let heads = config.heads;
-    let per_token = config.kv_bytes_per_token();
-    let rows = [
-        ("architecture", format!("{} ({norm}, {position}, {activation})", config.architecture)),
+    let (heads, per_token) = (config.heads, config.kv_bytes_per_token());
+    let head = if config.tied_head { "the embedding table" } else { "a matrix of its own" };
+    let mut rows = vec![
+        ("architecture", format!("{} ({})", config.architecture, kinds(config))),
         ("parameters", format!("{} ({})", count(checkpoint.parameters()), dtypes.join(", "))),
         (
             "layers",
@@ -82,16 +89,16 @@ pub fn run(args: Args) -> Result<Done> {
             "heads",
             format!("{} query, {} key/value, {} channels each", heads.query, heads.kv, heads.dim),
         ),
-        (
-            "context",
-            match config.window {
-                Some(window) => format!("{} tokens, each sees the last {window}", config.context),
-                None => format!("{} tokens", config.context),
-            },
-        ),
+        ("context", context(config)),
         ("vocabulary", format!("{} entries, {} in the tokenizer", config.vocab, tokenizer.len())),
+        ("LM head", head.into()),
         ("begins with", bos),
-        ("ends with", if eos.is_empty() { "none".into() } else { eos.join(", ") }),
+    ];
+    // One row each; the first has the label.
+    let labels = std::iter::once("ends with").chain(std::iter::repeat(""));
+    let ends = if ends.is_empty() { vec!["none".into()] } else { ends };
+    rows.extend(labels.zip(ends));
+    rows.extend([
         ("chat template", if tokenizer.chat_template().is_some() { "yes" } else { "no" }.into()),
         ("files", readable(checkpoint.bytes() as usize)),
         (
@@ -103,11 +110,48 @@ pub fn run(args: Args) -> Result<Done> {
                 readable(per_token * config.context)
             ),
         ),
-    ];
+    ]);
+    rows.extend(model.notes.remarks.iter().map(|remark| ("note", remark.clone())));
+    rows.extend(model.notes.warnings.iter().map(|warning| ("warning", warning.clone())));
     for (label, value) in rows {
         outln!("{label:>13}  {value}")?;
     }
     Ok(Done::Well)
+}
+
+/// The norm, the positions and the activation.
+fn kinds(config: &Config) -> String {
+    let norm = match config.norm {
+        Norm::Layer(_) => "layer norm",
+        Norm::Rms(_) => "RMS norm",
+    };
+    let position = match config.position {
+        Position::Learned => "learned positions",
+        Position::Rotary(_) => "rotary positions",
+    };
+    let activation = match config.activation {
+        Activation::Gelu => "GELU",
+        Activation::GeluErf => "exact GELU",
+        Activation::SiluGate => "gated SiLU",
+    };
+    format!("{norm}, {position}, {activation}")
+}
+
+/// How far the model sees.
+fn context(config: &Config) -> String {
+    let context = config.context;
+    let sliding: Vec<usize> = config.attention.iter().filter_map(|layer| layer.window).collect();
+    match sliding.first() {
+        None => format!("{context} tokens"),
+        Some(window) if sliding.len() == config.layers => {
+            format!("{context} tokens, each sees the last {window}")
+        }
+        Some(window) => format!(
+            "{context} tokens, each sees the last {window} in {} of {} layers",
+            sliding.len(),
+            config.layers
+        ),
+    }
 }
 
 /// A number of parameters for people.

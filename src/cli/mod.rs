@@ -6,6 +6,7 @@
 mod base;
 pub mod bench;
 mod demo;
+mod described;
 mod device;
 mod input;
 mod inspect;

@@ -1,23 +1,22 @@
 //! From flags to models that are ready to search.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 
 use clap::ValueEnum;
 
 use super::base::{Base, DescribedBase};
+pub use super::described::{Described, fingerprint};
 pub use super::memory::Bytes;
 use super::memory::Needs;
 use crate::backend::Backend;
 use crate::engine::{Config, Engine, Limits, Model, Pair};
 use crate::error::{Error, Result};
 use crate::guide::{GuideTokens, PairGuide, WeightedPair, reserved};
-use crate::hash::Fnv;
 use crate::kv_cache::{Lifetime, PAGE_LEN};
 use crate::proposer::{BaseProposer, Guidance, LocalProposer, RemoteProposer};
-use crate::text::{Bos, Date, PromptFormat, Template, Tokenizer};
-use crate::weights::Checkpoint;
+use crate::text::{Bos, Date, Prompt, PromptFormat, Template, Tokenizer};
 
 /// Rows that run together.
 pub const ROWS: usize = 512;
@@ -71,6 +70,10 @@ pub struct GuideArgs {
     /// Use the models' own chat templates
     #[arg(long)]
     pub chat: bool,
+    /// The system message of conversations that have none: of --chat, and of prompts that are messages. It may be
+    /// empty
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
     /// The day that chat templates are told [default: today, UTC]
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub date: Option<Date>,
@@ -80,10 +83,12 @@ pub struct GuideArgs {
 }
 
 /// How every model's prompts become what it reads.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Reading {
     /// Whether they become messages in the models' own chat templates.
     pub chat: bool,
+    /// The system message of conversations that have none.
+    pub system: Option<Arc<str>>,
     /// The day that these are told, today if none.
     pub date: Option<Date>,
     /// What stands at the beginning.
@@ -92,9 +97,9 @@ pub struct Reading {
 
 impl Reading {
     /// How one model reads prompts within a template.
-    pub fn format(self, tokenizer: Arc<Tokenizer>, template: Template) -> PromptFormat {
-        let Self { chat, date, bos } = self;
-        PromptFormat { tokenizer, template, chat, date, bos }
+    pub fn format(&self, tokenizer: Arc<Tokenizer>, template: Template) -> PromptFormat {
+        let Self { chat, system, date, bos } = self.clone();
+        PromptFormat { tokenizer, template, chat, system, date, bos }
     }
 }
 
@@ -115,7 +120,19 @@ impl GuideArgs {
             BosFlag::Always => Bos::Always,
             BosFlag::Never => Bos::Never,
         };
-        Reading { chat: self.chat, date: self.date, bos }
+        let system = self.system.as_deref().map(Arc::from);
+        Reading { chat: self.chat, system, date: self.date, bos }
+    }
+
+    /// Refuses a system message that no prompt would have.
+    pub fn check_system<'a>(&self, mut prompts: impl Iterator<Item = &'a Prompt>) -> Result<()> {
+        let is_text = |prompt: &Prompt| matches!(prompt, Prompt::Text(_));
+        if self.system.is_some() && !self.chat && prompts.any(is_text) {
+            let reason =
+                "needs --chat, or prompts that are messages: a text prompt has no system message";
+            return Err(Error::flag("--system", reason));
+        }
+        Ok(())
     }
 
     fn template(&self) -> Result<Template> {
@@ -156,85 +173,6 @@ impl FromStr for GuideFlag {
     }
 }
 
-/// Files that a model's answers depend on beside its weights.
-const SMALL_FILES: [&str; 6] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
-
-/// A name for what is in a model's folder, wherever it lies: of its small files and of
-/// [`Checkpoint::fingerprint`].
-pub fn fingerprint(folder: &Path) -> Result<String> {
-    let mut hash = Fnv::seeded(Checkpoint::open(folder)?.fingerprint());
-    for name in SMALL_FILES {
-        let path = folder.join(name);
-        if path.is_file() {
-            hash.add(name.as_bytes());
-            hash.add(&std::fs::read(&path).map_err(Error::io("read", path))?);
-        }
-    }
-    Ok(format!("{:016x}", hash.finish()))
-}
-
-/// A model that has been described but not loaded.
-pub struct Described {
-    pub folder: PathBuf,
-    pub config: Config,
-    pub tokenizer: Arc<Tokenizer>,
-}
-
-impl Described {
-    pub fn open(folder: &Path) -> Result<Self> {
-        if !folder.is_dir() {
-            let reason = std::io::Error::other("it is not a folder with a model in it");
-            return Err(Error::io("open", folder)(reason));
-        }
-        let config = Config::open(folder)?;
-        let tokenizer = Arc::new(Tokenizer::open(folder)?);
-        if tokenizer.len() > config.vocab {
-            return Err(Error::Tokenizer {
-                path: folder.join("tokenizer.json"),
-                reason: format!(
-                    "has ids up to {}, but the model's vocab_size is {}",
-                    tokenizer.len() - 1,
-                    config.vocab
-                ),
-            });
-        }
-        Ok(Self { folder: folder.to_owned(), config, tokenizer })
-    }
-
-    fn name(&self) -> String {
-        self.folder.display().to_string()
-    }
-
-    /// Refuses flags with which it could read no prompt.
-    fn check(&self, reading: Reading) -> Result<()> {
-        if reading.chat {
-            self.tokenizer.require_chat_template()?;
-        }
-        self.tokenizer.encode("", reading.bos).map(drop)
-    }
-
-    /// The token that ends a text that this model reads.
-    fn end(&self) -> Option<u32> {
-        self.tokenizer.eos().or(self.config.eos.first().copied())
-    }
-
-    /// Tokens that end this model's texts.
-    pub fn eos(&self) -> Vec<u32> {
-        if self.config.eos.is_empty() {
-            self.tokenizer.eos().into_iter().collect()
-        } else {
-            self.config.eos.clone()
-        }
-    }
-}
-
 /// One pair that has been described but not loaded.
 pub struct DescribedPair {
     pub tuned: Described,
@@ -245,7 +183,8 @@ pub struct DescribedPair {
 
 impl DescribedPair {
     fn open(flag: &GuideFlag) -> Result<Self> {
-        let (tuned, untuned) = (Described::open(&flag.tuned)?, Described::open(&flag.untuned)?);
+        let tuned = Described::open(&flag.tuned)?.warned();
+        let untuned = Described::open(&flag.untuned)?.warned();
         require_same_vocabulary(&tuned, &untuned, "tuned and untuned must be twins")?;
         Ok(Self { tuned, untuned, weight: flag.weight, tokens: GuideTokens::Text })
     }
@@ -302,7 +241,7 @@ pub fn load<B: Backend>(
     if plan.compat {
         reading.bos = Bos::Never;
     }
-    let base = DescribedBase::open(plan, reading)?;
+    let base = DescribedBase::open(plan, &reading)?;
     let mut pairs =
         guide.pairs().iter().map(DescribedPair::open).collect::<Result<Vec<DescribedPair>>>()?;
     for pair in &mut pairs {
@@ -329,7 +268,7 @@ pub fn load<B: Backend>(
         }
     }
     let mut prompted = base.folder().into_iter().chain(pairs.iter().map(|pair| &pair.tuned));
-    prompted.try_for_each(|model| model.check(reading))?;
+    prompted.try_for_each(|model| model.check(&reading))?;
     let contexts = pairs.iter().flat_map(|pair| [&pair.tuned, &pair.untuned]).chain(base.folder());
     let context = contexts.map(|model| model.config.context).max().unwrap_or(0);
     // Text that another tokenizer reads may need more pages.
@@ -358,7 +297,7 @@ pub fn load<B: Backend>(
     let weighted = pairs
         .into_iter()
         .map(|pair| {
-            let pair = pair.build(backend, limits, needs.caches, &guide_template, reading)?;
+            let pair = pair.build(backend, limits, needs.caches, &guide_template, &reading)?;
             Ok(WeightedPair { longest_token, ..pair })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -418,10 +357,10 @@ pub fn load_guide<B: Backend>(
         pairs.collect::<Result<Vec<_>>>()
     })?;
     let limits = needs.divide(&**backend, kv_memory)?;
-    let template = guide.template()?;
+    let (template, reading) = (guide.template()?, guide.reading());
     let weighted = pairs
         .into_iter()
-        .map(|pair| pair.build(backend, limits, 1, &template, guide.reading()))
+        .map(|pair| pair.build(backend, limits, 1, &template, &reading))
         .collect::<Result<Vec<_>>>()?;
     Ok((PairGuide::new(weighted, None), tokenizer))
 }
@@ -448,7 +387,7 @@ impl<B: Backend> LoadedPair<B> {
         limits: Limits,
         caches: usize,
         template: &Template,
-        reading: Reading,
+        reading: &Reading,
     ) -> Result<WeightedPair<B>> {
         let DescribedPair { tuned, weight, tokens, .. } = self.described;
         let proposal_pages = (caches - 1) * limits.pages;

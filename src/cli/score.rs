@@ -99,6 +99,8 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
     let (mut guide, tokenizer) =
         models::load_guide(backend, &args.guide, tokens, args.device.kv_memory)?;
     let items = input::lines::<PairLine>(&path)?;
+    let prompts = items.iter().filter_map(|item| item.content.as_ref().ok());
+    args.guide.check_system(prompts.map(|pair| &pair.prompt))?;
     let mut progress = Progress::new(items.len(), 0, "tokens scored");
     let mut stdout = std::io::stdout().lock();
     let mut done = Done::Well;

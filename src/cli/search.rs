@@ -95,6 +95,7 @@ impl Args {
             "--base-template": search.base_template,
             "--guide-template": guide.guide_template,
             "--chat": guide.chat,
+            "--system": guide.system,
             "--date": date.map(|date| date.to_string()),
             "--guide-tokens": format!("{:?}", search.guide_tokens).to_lowercase(),
             "--compat": search.compat.map(|_| "reference"),
@@ -145,6 +146,7 @@ fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
         return Err(Error::flag("--concurrency", "must be at least 1"));
     }
     let items = args.items()?;
+    args.guide.check_system(items.iter().filter_map(|item| item.content.as_ref().ok()))?;
     let in_flight = args.concurrency.min(items.len()).max(1);
     let plan = args.search.plan(args.base.base()?, &settings, in_flight)?;
     let ready = models::load(backend, &plan, &args.guide, args.device.kv_memory)?;

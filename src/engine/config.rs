@@ -1,12 +1,17 @@
 //! What a model is, as data: one description for all families, read from `config.json`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde_json::Value;
-
-use super::{gpt2, llama};
+use super::families::Family;
+use super::fields::{CONFIG, GENERATION, GENERATION_TABLE, SUGGESTIONS};
+use super::gpt2;
+use super::rotary::Rotary;
 use crate::backend::Heads;
 use crate::error::{Error, Result};
+use crate::folder::{JsonFile, Notes};
+
+/// More bytes than any `config.json` has.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Everything that the forward pass needs to know of a model besides its weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,14 +36,14 @@ pub struct Config {
     pub position: Position,
     /// What is between the MLP's two matrices.
     pub activation: Activation,
-    /// Positions that attention sees at most, the row's own included.
-    pub window: Option<usize>,
+    /// `[layers]`: how each layer attends.
+    pub attention: Vec<LayerAttention>,
     /// The head is the embedding table.
     pub tied_head: bool,
     /// Which projections have a bias.
     pub biases: Biases,
-    /// Tokens that end a text; from `generation_config.json` where it has them.
-    pub eos: Vec<u32>,
+    /// Tokens that end a text.
+    pub ends: Ends,
 }
 
 /// A normalisation and its epsilon.
@@ -55,8 +60,17 @@ pub enum Norm {
 pub enum Position {
     /// A second embedding table, `[context, width]`.
     Learned,
-    /// Rotary embedding: the angle per position of each of the head_dim / 2 channel pairs.
-    Rotary(Vec<f32>),
+    /// Rotary embedding.
+    Rotary(Rotary),
+}
+
+/// How one layer attends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerAttention {
+    /// Positions that a row sees at most, its own included.
+    pub window: Option<usize>,
+    /// Factor on queries times keys.
+    pub scale: f32,
 }
 
 /// The MLP's nonlinearity.
@@ -64,8 +78,20 @@ pub enum Position {
 pub enum Activation {
     /// GELU in its tanh form (GPT-2's `gelu_new`).
     Gelu,
+    /// GELU by the error function.
+    GeluErf,
     /// silu(gate) · up (Llama).
     SiluGate,
+}
+
+impl Activation {
+    /// Matrices into the MLP.
+    pub fn inputs(self) -> usize {
+        match self {
+            Self::Gelu | Self::GeluErf => 1,
+            Self::SiluGate => 2,
+        }
+    }
 }
 
 /// Which projections have a bias.
@@ -79,75 +105,114 @@ pub struct Biases {
     pub mlp: bool,
 }
 
-/// Names that `architectures` may hold.
-pub const ARCHITECTURES: [&str; 3] = [gpt2::NAME, llama::LLAMA, llama::MISTRAL];
+/// Tokens that end a text, by the file that names them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// In `config.json`.
+    pub config: Vec<u32>,
+    /// In `generation_config.json`.
+    pub generation: Vec<u32>,
+}
 
-impl Config {
-    /// Reads `config.json` and, where it exists, `generation_config.json` of a model's folder.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let fields = Fields::open(folder.join("config.json"))?;
-        let mut config = Self::of(&fields)?;
-        let generation = folder.join("generation_config.json");
-        if generation.is_file() {
-            let fields = Fields::open(generation)?;
-            let eos = fields.tokens("eos_token_id")?;
-            if !eos.is_empty() {
-                config.eos = eos;
-                return config.checked(&fields);
+/// A token that ends a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndToken {
+    /// The token.
+    pub id: u32,
+    /// The files that name it.
+    pub sources: Vec<&'static str>,
+}
+
+impl Ends {
+    /// All tokens that end a text of a model whose tokenizer names `tokenizer` as its end. Authors name the end
+    /// of a turn in one file and the end of a document in another, so all of them count. The first is the one
+    /// that ends a text that is given: the tokenizer's, if it has one.
+    pub fn all(&self, tokenizer: Option<u32>) -> Vec<EndToken> {
+        let tokenizer: Vec<u32> = tokenizer.into_iter().collect();
+        let sources = [
+            ("tokenizer_config.json", &tokenizer),
+            (GENERATION, &self.generation),
+            (CONFIG, &self.config),
+        ];
+        let mut all: Vec<EndToken> = Vec::new();
+        for (source, ids) in sources {
+            for &id in ids {
+                match all.iter_mut().find(|end| end.id == id) {
+                    None => all.push(EndToken { id, sources: vec![source] }),
+                    Some(end) if end.sources.contains(&source) => {}
+                    Some(end) => end.sources.push(source),
+                }
             }
         }
-        config.checked(&fields)
+        all
+    }
+}
+
+impl Config {
+    /// Reads `config.json` and, where it exists, `generation_config.json` of a model's folder, and holds all
+    /// of their fields to what trimtab knows.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Checkpoint`] for a file that cannot be read, [`Error::UnknownArchitecture`],
+    /// and [`Error::Config`] for a field whose value is absurd or would need what trimtab does not do.
+    pub fn open(folder: &Path) -> Result<(Self, Notes)> {
+        let path = folder.join(CONFIG);
+        let file = JsonFile::open(&path, MAX_FILE_BYTES)?.ok_or_else(|| {
+            Error::io("read", &path)(std::io::Error::from(std::io::ErrorKind::NotFound))
+        })?;
+        let (mut config, mut notes) = Self::of(&file)?;
+        if let Some(file) = JsonFile::open(&folder.join(GENERATION), MAX_FILE_BYTES)? {
+            notes.warnings.extend(GENERATION_TABLE.check(&file)?);
+            notes.remarks.extend(suggestions(&file));
+            config.ends.generation = config.known_ends(&file, &mut notes)?;
+        }
+        Ok((config, notes))
     }
 
     /// Reads a `config.json` that is not in a file; `name` stands for its path in errors.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
-        let fields = Fields::parse(name.into(), text)?;
-        Self::of(&fields)?.checked(&fields)
+        Self::of(&JsonFile::parse(name.into(), text.as_bytes())?).map(|(config, _)| config)
     }
 
-    fn of(fields: &Fields) -> Result<Self> {
-        if fields.get("quantization_config").is_some() {
-            return Err(fields.error(
+    /// Reads a `config.json`.
+    pub fn of(file: &JsonFile) -> Result<(Self, Notes)> {
+        if file.get("quantization_config").is_some() {
+            return Err(file.error(
                 "quantization_config",
                 "says that the weights are quantised; use the original f32, f16 or bf16 files",
             ));
         }
-        let mut config = match fields.architecture()?.as_str() {
-            gpt2::NAME => gpt2::config(fields)?,
-            llama::LLAMA => llama::config(fields, llama::LLAMA)?,
-            llama::MISTRAL => llama::config(fields, llama::MISTRAL)?,
-            name => {
-                return Err(Error::UnknownArchitecture {
-                    path: fields.path.clone(),
-                    name: name.to_owned(),
-                    supported: ARCHITECTURES.join(", "),
-                });
-            }
-        };
-        config.eos = fields.tokens("eos_token_id")?;
-        Ok(config)
+        let family = Family::of(file)?;
+        let mut notes = Notes::default();
+        notes.warnings.extend(family.fields.check(file)?);
+        let mut config = (family.config)(file, &mut notes)?;
+        config.ends.config = config.known_ends(file, &mut notes)?;
+        Ok((config, notes))
     }
 
-    /// Refuses end tokens that there are not; `fields`: where they stand.
-    fn checked(self, fields: &Fields) -> Result<Self> {
-        match self.eos.iter().find(|&&token| token as usize >= self.vocab) {
-            None => Ok(self),
-            Some(token) => {
-                let reason = format!("names token {token}, but vocab_size is {}", self.vocab);
-                Err(fields.error("eos_token_id", reason))
-            }
+    /// The end tokens that a file names, all of which must exist.
+    fn known_ends(&self, file: &JsonFile, notes: &mut Notes) -> Result<Vec<u32>> {
+        const NAME: &str = "eos_token_id";
+        let mut ends = file.tokens(NAME)?;
+        let Some(&token) = ends.iter().find(|&&token| token as usize >= self.vocab) else {
+            return Ok(ends);
+        };
+        let reason = format!("names token {token}, but vocab_size is {}", self.vocab);
+        // transformers writes GPT-2's own end token where a model of another vocabulary names none.
+        if self.architecture == gpt2::NAME && token == gpt2::DEFAULT_EOS {
+            let error = file.error(NAME, reason);
+            notes.warn(format!("{error}; trimtab takes the tokenizer's end token instead"));
+            ends.retain(|&token| token != gpt2::DEFAULT_EOS);
+            return Ok(ends);
         }
+        Err(file.error(NAME, reason))
     }
 
     /// Numbers in the matrices of all layers: a row is multiplied by each of them once.
     pub fn layer_parameters(&self) -> usize {
         let Heads { query, kv, dim } = self.heads;
-        let up = match self.activation {
-            Activation::Gelu => 1,
-            Activation::SiluGate => 2,
-        };
         let attention = self.width * (query + 2 * kv) * dim + query * dim * self.width;
-        let mlp = self.width * self.feed_forward * (up + 1);
+        let mlp = self.width * self.feed_forward * (self.activation.inputs() + 1);
         self.layers * (attention + mlp)
     }
 
@@ -172,150 +237,29 @@ impl Config {
     }
 }
 
-/// A JSON object from a file, with errors that name file and field.
-pub struct Fields {
-    path: PathBuf,
-    object: serde_json::Map<String, Value>,
+/// How its authors draw tokens, which flags and requests decide here.
+fn suggestions(file: &JsonFile) -> Option<String> {
+    let asked = SUGGESTIONS.iter().filter_map(|&(name, neutral)| {
+        let value = file.get(name)?;
+        (value.as_f64() != Some(neutral)).then(|| format!("{name} {value}"))
+    });
+    let asked: Vec<_> = asked.collect();
+    (!asked.is_empty()).then(|| {
+        format!(
+            "{GENERATION} suggests {}; trimtab draws tokens as flags and requests say",
+            asked.join(", ")
+        )
+    })
 }
 
-impl Fields {
-    fn open(path: PathBuf) -> Result<Self> {
-        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        Self::parse(path, &text)
-    }
-
-    fn parse(path: PathBuf, text: &str) -> Result<Self> {
-        match serde_json::from_str(text) {
-            Ok(Value::Object(object)) => Ok(Self { path, object }),
-            Ok(_) => Err(Error::Checkpoint { path, reason: "is not a JSON object".into() }),
-            Err(e) => Err(Error::Checkpoint { path, reason: format!("is not JSON: {e}") }),
-        }
-    }
-
-    /// The fields inside field `name`, if it is there and not null.
-    pub fn nested(&self, name: &str) -> Result<Option<Fields>> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(Value::Object(object)) => {
-                Ok(Some(Fields { path: self.path.clone(), object: object.clone() }))
-            }
-            Some(_) => Err(self.error(name, "must be an object")),
-        }
-    }
-
-    /// A field's value, if it is there and not null.
-    pub fn get(&self, name: &str) -> Option<&Value> {
-        self.object.get(name).filter(|value| !value.is_null())
-    }
-
-    /// Whether the file says something of a field, be it null.
-    pub fn names(&self, name: &str) -> bool {
-        self.object.contains_key(name)
-    }
-
-    /// An error that names this file and field `name`.
-    pub fn error(&self, name: &str, reason: impl Into<String>) -> Error {
-        Error::Config { path: self.path.clone(), field: name.into(), reason: reason.into() }
-    }
-
-    /// A whole number from 1 to `max`.
-    pub fn size(&self, name: &str, max: usize) -> Result<usize> {
-        self.size_or(name, max, None)
-    }
-
-    /// A whole number from 1 to `max`, or `default` where the field is missing.
-    pub fn size_or(&self, name: &str, max: usize, default: Option<usize>) -> Result<usize> {
-        match (self.get(name), default) {
-            (None, Some(default)) => Ok(default),
-            (None, None) => Err(self.error(name, "is missing")),
-            (Some(value), _) => value
-                .as_u64()
-                .and_then(|n| usize::try_from(n).ok())
-                .filter(|n| (1..=max).contains(n))
-                .ok_or_else(|| {
-                    self.error(name, format!("is {value} but must be a number from 1 to {max}"))
-                }),
-        }
-    }
-
-    /// A finite positive number, or `default` where the field is missing.
-    pub fn positive(&self, name: &str, default: Option<f64>) -> Result<f64> {
-        match (self.get(name), default) {
-            (None, Some(default)) => Ok(default),
-            (None, None) => Err(self.error(name, "is missing")),
-            (Some(value), _) => value
-                .as_f64()
-                .filter(|x| x.is_finite() && *x > 0.0)
-                .ok_or_else(|| self.error(name, format!("is {value} but must be positive"))),
-        }
-    }
-
-    /// True or false, or `default` where the field is missing.
-    pub fn flag(&self, name: &str, default: bool) -> Result<bool> {
-        match self.get(name) {
-            None => Ok(default),
-            Some(Value::Bool(value)) => Ok(*value),
-            Some(value) => Err(self.error(name, format!("is {value} but must be true or false"))),
-        }
-    }
-
-    /// A string, if the field is there.
-    pub fn text(&self, name: &str) -> Result<Option<&str>> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(value) => Err(self.error(name, format!("is {value} but must be a string"))),
-        }
-    }
-
-    /// Refuses any value but `only`, where the field is there.
-    pub fn require(&self, name: &str, only: &Value) -> Result<()> {
-        // 1 and 1.0 are the same.
-        let same =
-            |value: &Value| value == only || value.is_number() && value.as_f64() == only.as_f64();
-        match self.get(name) {
-            Some(value) if !same(value) => {
-                Err(self.error(name, format!("is {value}, which is not supported (only {only})")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// One token id or a list of them.
-    fn tokens(&self, name: &str) -> Result<Vec<u32>> {
-        let token = |value: &Value| {
-            value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
-                self.error(name, format!("is {value} but must be a token id or a list of them"))
-            })
-        };
-        match self.get(name) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(list)) => list.iter().map(token).collect(),
-            Some(value) => Ok(vec![token(value)?]),
-        }
-    }
-
-    /// The name in `architectures`, or the family that `model_type` means.
-    fn architecture(&self) -> Result<String> {
-        match self.get("architectures") {
-            Some(Value::Array(list)) if !list.is_empty() => match &list[0] {
-                Value::String(name) => Ok(name.clone()),
-                _ => Err(self.error("architectures", "must be a list of names")),
-            },
-            _ => match self.text("model_type")? {
-                Some("gpt2") => Ok(gpt2::NAME.into()),
-                Some("llama") => Ok(llama::LLAMA.into()),
-                Some("mistral") => Ok(llama::MISTRAL.into()),
-                Some(other) => Ok(other.into()),
-                None => Err(self.error("architectures", "is missing")),
-            },
-        }
-    }
+/// An error for a name that a field must not have.
+pub(super) fn unsupported(file: &JsonFile, field: &str, name: &str, supported: &str) -> Error {
+    file.error(field, format!("is {name:?}, which is not supported (only {supported})"))
 }
 
 /// The head shape after the checks that all families share.
 pub fn heads(
-    fields: &Fields,
+    file: &JsonFile,
     names: [&str; 2],
     query: usize,
     kv: usize,
@@ -323,7 +267,7 @@ pub fn heads(
 ) -> Result<Heads> {
     if !query.is_multiple_of(kv) {
         let reason = format!("is {kv}, which does not divide {} = {query}", names[0]);
-        return Err(fields.error(names[1], reason));
+        return Err(file.error(names[1], reason));
     }
     Ok(Heads { query, kv, dim })
 }

@@ -9,10 +9,14 @@
 mod batch;
 mod chunk;
 pub mod config;
+pub mod families;
+pub mod fields;
+mod files;
 mod gpt2;
 mod llama;
 pub mod model;
 mod pair;
+mod rotary;
 mod tensors;
 mod transformer;
 
@@ -21,6 +25,7 @@ use std::sync::Arc;
 
 pub use batch::{Common, Span};
 pub use config::Config;
+pub use files::ModelFiles;
 pub use model::Model;
 pub use pair::Pair;
 
@@ -30,6 +35,7 @@ use crate::kv_cache::{PageCopy, PagePool};
 use crate::tensor::bf16;
 use batch::Batch;
 use config::Position;
+use rotary::Rotary;
 use transformer::{Activations, Pool};
 
 /// How much an engine can take at once. Everything is allocated from these when it is built.
@@ -108,8 +114,8 @@ impl<B: Backend> Engine<B> {
         let shape = PoolShape { layers: config.layers, pages: limits.pages, heads: config.heads };
         let cos_sin = match &config.position {
             Position::Learned => backend.alloc(0)?,
-            Position::Rotary(frequencies) => {
-                let table = cos_sin_table(frequencies, context);
+            Position::Rotary(rotary) => {
+                let table = cos_sin_table(rotary, context);
                 let mut buffer = backend.alloc(table.len())?;
                 backend.upload(&table, &mut buffer)?;
                 buffer
@@ -257,11 +263,13 @@ impl<B: Backend> Engine<B> {
 
 /// `[positions, head_dim]`: the cosines of a position's angles, then their sines, computed in
 /// f32 as transformers does.
-fn cos_sin_table(frequencies: &[f32], positions: usize) -> Vec<f32> {
+fn cos_sin_table(rotary: &Rotary, positions: usize) -> Vec<f32> {
+    let Rotary { frequencies, scale } = rotary;
     (0..positions)
         .flat_map(|position| {
             let angles = frequencies.iter().map(move |f| position as f32 * f);
-            angles.clone().map(f32::cos).chain(angles.map(f32::sin))
+            let turns = angles.clone().map(f32::cos).chain(angles.map(f32::sin));
+            turns.map(move |turn| turn * scale)
         })
         .collect()
 }

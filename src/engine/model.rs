@@ -6,16 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::config::{Activation, Config, Norm, Position};
+use super::families::Family;
+use super::files::{ModelFiles, Places, damaged};
 use super::tensors::Tensors;
-use super::{gpt2, llama};
 use crate::backend::Backend;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{HostMatrix, bf16};
-use crate::weights::Checkpoint;
 
 /// What a family calls its tensors. With `.weight` and `.bias` left out where both may exist.
 pub struct Names {
-    /// In front of every name but the head's; some files leave it out.
+    /// In front of every name but the head's; some files leave it out ([`Places`]).
     pub prefix: &'static str,
     /// `[vocab, width]`
     pub embedding: &'static str,
@@ -53,6 +53,7 @@ pub struct Model<B: Backend> {
     pub config: Config,
     /// Where the weights come from: a twin compares its own with them.
     tensors: Tensors,
+    places: Places,
     pub(super) embedding: Arc<B::Matrix>,
     pub(super) positions: Option<Arc<B::Matrix>>,
     pub(super) layers: Vec<Layer<B>>,
@@ -91,25 +92,27 @@ impl<B: Backend> Model<B> {
     /// Loads the model in `folder`. Matrices that are byte for byte those of `twin` are taken
     /// from it and stored once.
     pub fn open(backend: &B, folder: &Path, twin: Option<&Model<B>>) -> Result<Self> {
-        let config = Config::open(folder)?;
-        let checkpoint = Checkpoint::open(folder)?;
-        Self::load(backend, config, Tensors::Files(checkpoint), twin)
+        Self::from_files(backend, ModelFiles::open(folder)?, twin)
+    }
+
+    /// [`Model::open`] of a folder that is open already.
+    pub fn from_files(backend: &B, files: ModelFiles, twin: Option<&Model<B>>) -> Result<Self> {
+        let ModelFiles { config, checkpoint, places, .. } = files;
+        Self::load(backend, config, Tensors::Files(checkpoint), places, twin)
     }
 
     /// A model of this shape with random weights, for measuring speed: the same for the same
     /// seed.
     pub fn random(backend: &B, config: Config, seed: u64) -> Result<Self> {
-        Self::load(backend, config, Tensors::Random { seed }, None)
+        let places = Places::usual(Family::named(config.architecture).names);
+        Self::load(backend, config, Tensors::Random { seed }, places, None)
     }
 
     /// Bytes of device memory that the weights of a model of this shape take: matrices as the backend lays
     /// them out, the rest in f32.
     pub fn bytes(backend: &B, config: &Config) -> usize {
         let Config { vocab, width, heads, feed_forward, biases, tied_head, .. } = *config;
-        let ups = match config.activation {
-            Activation::Gelu => 1,
-            Activation::SiluGate => 2,
-        };
+        let ups = config.activation.inputs();
         let norm = match config.norm {
             Norm::Layer(_) => 2 * width,
             Norm::Rms(_) => width,
@@ -137,20 +140,18 @@ impl<B: Backend> Model<B> {
         backend: &B,
         config: Config,
         tensors: Tensors,
+        places: Places,
         twin: Option<&Model<B>>,
     ) -> Result<Self> {
         backend.check_heads(config.heads)?;
-        let names = if config.architecture == gpt2::NAME { &gpt2::NAMES } else { &llama::NAMES };
-        let prefixed = tensors.contains(&format!("{}{}", names.prefix, names.embedding));
-        let prefix = if prefixed { names.prefix } else { "" };
+        let names = Family::named(config.architecture).names;
         let twin = twin.filter(|twin| {
-            twin.config.architecture == config.architecture
-                && twin.tensors.contains(&format!("{prefix}{}", names.embedding))
+            twin.config.architecture == config.architecture && twin.places.prefix == places.prefix
         });
         let mut loader = Loader {
             backend,
             names,
-            prefix,
+            places: &places,
             config: &config,
             tensors: &tensors,
             twin,
@@ -158,13 +159,15 @@ impl<B: Backend> Model<B> {
             used: RefCell::default(),
         };
 
-        let (vocab, width) = (config.vocab, config.width);
-        let theirs = twin.map(|twin| twin.embedding.clone());
-        let embedding = loader.table(names.embedding, vocab, theirs)?;
+        let vocab = config.vocab;
+        let theirs = twin
+            .filter(|twin| twin.places.embedding == places.embedding)
+            .map(|twin| twin.embedding.clone());
+        let embedding = loader.table(places.embedding.clone(), vocab, theirs)?;
         let positions = match config.position {
             Position::Learned => {
                 let theirs = twin.and_then(|twin| twin.positions.clone());
-                Some(loader.table(names.positions, config.context, theirs)?)
+                Some(loader.table(places.full(names.positions), config.context, theirs)?)
             }
             Position::Rotary(_) => None,
         };
@@ -174,13 +177,14 @@ impl<B: Backend> Model<B> {
             embedding.clone()
         } else {
             let theirs = twin.filter(|twin| !twin.config.tied_head).map(|twin| twin.head.clone());
-            loader.matrix(&[(names.head.to_owned(), vocab)], width, false, theirs)?
+            loader.table(places.head.clone(), vocab, theirs)?
         };
         loader.check_all_used()?;
         let shared_matrices = loader.shared;
         Ok(Self {
             config,
             tensors,
+            places,
             embedding,
             positions,
             layers,
@@ -195,7 +199,7 @@ impl<B: Backend> Model<B> {
 struct Loader<'a, B: Backend> {
     backend: &'a B,
     names: &'static Names,
-    prefix: &'static str,
+    places: &'a Places,
     config: &'a Config,
     tensors: &'a Tensors,
     twin: Option<&'a Model<B>>,
@@ -210,7 +214,8 @@ impl<B: Backend> Loader<'_, B> {
         let Tensors::Files(checkpoint) = self.tensors else {
             return Ok(());
         };
-        let (layers, used) = (format!("{}{}.", self.prefix, self.names.layers), self.used.borrow());
+        let (layers, used) =
+            (self.places.full(&format!("{}.", self.names.layers)), self.used.borrow());
         let unused = checkpoint.names().find(|name| {
             name.starts_with(&layers)
                 && !used.contains(*name)
@@ -218,14 +223,14 @@ impl<B: Backend> Loader<'_, B> {
         });
         match unused {
             None => Ok(()),
-            Some(name) => Err(Error::Checkpoint {
-                path: checkpoint.folder().into(),
-                reason: format!(
+            Some(name) => Err(damaged(
+                checkpoint,
+                format!(
                     "tensor {name:?} has no place in the model that config.json describes, with {} \
                      layers: is it another model's?",
                     self.config.layers
                 ),
-            }),
+            )),
         }
     }
 
@@ -259,7 +264,7 @@ impl<B: Backend> Loader<'_, B> {
                 theirs(|l| Some(&l.up)),
             )?,
             gate: match self.config.activation {
-                Activation::Gelu => None,
+                Activation::Gelu | Activation::GeluErf => None,
                 Activation::SiluGate => Some(self.linear(
                     &[(at(names.gate), feed_forward)],
                     width,
@@ -297,7 +302,7 @@ impl<B: Backend> Loader<'_, B> {
         let with = |suffix: &str| -> Vec<(String, usize)> {
             parts
                 .iter()
-                .map(|(name, rows)| (format!("{}{name}.{suffix}", self.prefix), *rows))
+                .map(|(name, rows)| (self.places.full(&format!("{name}.{suffix}")), *rows))
                 .collect()
         };
         let (weights, biases) = (with("weight"), with("bias"));
@@ -307,12 +312,11 @@ impl<B: Backend> Loader<'_, B> {
 
     fn table(
         &mut self,
-        name: &str,
+        name: String,
         rows: usize,
         theirs: Option<Arc<B::Matrix>>,
     ) -> Result<Arc<B::Matrix>> {
-        let parts = [(format!("{}{name}", self.prefix), rows)];
-        self.matrix(&parts, self.config.width, false, theirs)
+        self.matrix(&[(name, rows)], self.config.width, false, theirs)
     }
 
     /// The parts, `(full name, rows)`, stacked; `[in, out]` in the file if `transposed`. `theirs`
@@ -352,8 +356,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn vector(&self, parts: &[(String, usize)]) -> Result<B::Buffer<f32>> {
-        let full: Vec<_> =
-            parts.iter().map(|(name, len)| (format!("{}{name}", self.prefix), *len)).collect();
+        let full: Vec<_> = parts.iter().map(|(name, len)| (self.places.full(name), *len)).collect();
         self.stacked_vector(&full)
     }
 

@@ -17,14 +17,6 @@ pub enum Tensors {
 }
 
 impl Tensors {
-    /// Whether there is a tensor of this name.
-    pub fn contains(&self, name: &str) -> bool {
-        match self {
-            Self::Files(checkpoint) => checkpoint.contains(name),
-            Self::Random { .. } => true,
-        }
-    }
-
     /// A matrix, row-major.
     pub fn matrix(&self, name: &str, shape: &[usize; 2]) -> Result<Vec<bf16>> {
         match self {

@@ -2,7 +2,7 @@
 //! activation.
 
 use super::batch::Batch;
-use super::config::{Config, Norm, Position};
+use super::config::{Activation, Config, Norm, Position};
 use super::model::{Layer, Linear, Model, NormWeights};
 use crate::backend::{Attention, Backend, PoolShape};
 use crate::error::Result;
@@ -94,8 +94,8 @@ impl<B: Backend> Model<B> {
         backend.attention(Attention {
             layer: index,
             shape: pool.shape,
-            window: self.config.window,
-            scale: 1.0 / (heads.dim as f32).sqrt(),
+            window: self.config.attention[index].window,
+            scale: self.config.attention[index].scale,
             qkv: &a.qkv,
             pool: &pool.data,
             segments: &batch.segments,
@@ -117,9 +117,15 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         self.norm(backend, rows, &a.x, &layer.mlp_norm, &mut a.normed)?;
         let Linear { weight: up, bias } = &layer.up;
-        match &layer.gate {
-            None => backend.matmul_gelu(rows, &a.normed, up, bias.as_ref(), &mut a.hidden)?,
-            Some(gate) => {
+        match (self.config.activation, &layer.gate) {
+            (Activation::Gelu, _) => {
+                backend.matmul_gelu(rows, &a.normed, up, bias.as_ref(), &mut a.hidden)?;
+            }
+            (Activation::GeluErf, _) => {
+                backend.matmul_gelu_erf(rows, &a.normed, up, bias.as_ref(), &mut a.hidden)?;
+            }
+            (Activation::SiluGate, gate) => {
+                let gate = gate.as_ref().expect("the loader gives a gate to gated MLPs");
                 let biases = gate.bias.as_ref().zip(bias.as_ref()).map(<[_; 2]>::from);
                 let gate = &gate.weight;
                 backend.matmul_silu_gate(rows, &a.normed, gate, up, biases, &mut a.hidden)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Lifetime, Score};
 use crate::engine::Common;
 use crate::kv_cache::{Mark, PAGE_LEN, Sequence};
+use crate::text::PromptText;
 
 /// Room for a response that another tokenizer reads: twice the tokens, which is nearly always
 /// enough. A hypothesis that needs more keeps only part of itself in the cache.
@@ -61,7 +62,7 @@ impl Share {
 /// What has been run of one hypothesis.
 #[derive(Clone)]
 pub(super) struct Cached {
-    pub prompt_text: Arc<str>,
+    pub prompt_text: Arc<PromptText>,
     pub prompt: Arc<[u32]>,
     /// All of `tokens` but the last, or fewer where the share does not hold them.
     pub sequence: Sequence,

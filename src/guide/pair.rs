@@ -16,7 +16,7 @@ use crate::engine::{Longest, Pair, Span};
 use crate::error::{Error, Result};
 use crate::kv_cache::{PAGE_LEN, PagePool, Sequence};
 use crate::proposer::{Finish, Response};
-use crate::text::{Bos, PromptFormat, Tokenizer, complete_utf8};
+use crate::text::{Bos, PromptFormat, PromptText, Tokenizer, complete_utf8};
 
 /// How a response becomes the guide's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl<B: Backend> WeightedPair<B> {
             return 0;
         }
         let token = if life.is_given() { 1 } else { self.longest_token };
-        let bytes = prompt.text.len().saturating_add(life.response.saturating_mul(token));
+        let bytes = prompt.text.text.len().saturating_add(life.response.saturating_mul(token));
         let end = usize::from(self.eos.is_some());
         (self.format.tokenizer.most_tokens(bytes) + end).min(self.longest().tokens())
     }
@@ -97,7 +97,7 @@ pub struct PairPrompt {
 }
 
 struct Rendered {
-    text: String,
+    text: Arc<PromptText>,
     tokens: Arc<[u32]>,
     share: Share,
 }
@@ -182,7 +182,7 @@ impl<B: Backend> PairGuide<B> {
             (_, None) => complete_utf8(&response.text).0,
             (_, Some(_)) => String::from_utf8_lossy(&response.text),
         };
-        let mut tokens = pair.format.encode(&format!("{}{text}", cached.prompt_text))?;
+        let mut tokens = pair.format.encode(&cached.prompt_text.with(&text))?;
         if ended {
             tokens.push(pair.eos.ok_or(Error::NoEndToken)?);
         }
@@ -339,7 +339,7 @@ impl<B: Backend> Guide for PairGuide<B> {
                 // The message is of what was asked for.
                 check(new_tokens).or_else(|_| check(life.response))?;
                 let share = Share::new(&weighted.reserved(life), tokens.len());
-                Ok(Rendered { text, tokens: tokens.into(), share })
+                Ok(Rendered { text: text.into(), tokens: tokens.into(), share })
             })
             .collect::<Result<_>>()?;
         Ok(PairPrompt { pairs })
@@ -377,7 +377,7 @@ impl<B: Backend> Guide for PairGuide<B> {
                 sequence.append(rows)?;
                 self.tokens_new += if index == 0 { rows as u64 } else { 0 };
                 state.pairs.push(Cached {
-                    prompt_text: text.as_str().into(),
+                    prompt_text: text.clone(),
                     prompt: tokens.clone(),
                     sequence,
                     share: *share,

@@ -3,14 +3,18 @@
 mod bytes;
 mod chat;
 mod date;
+pub mod fields;
 mod growth;
+mod library;
 mod prompt;
+mod side_files;
 mod stop;
 mod tokenizer;
 
 pub use bytes::complete_utf8;
 pub use chat::{ChatTemplate, Message};
 pub use date::Date;
-pub use prompt::{Prompt, PromptFormat, Template};
+pub use library::panics_are_caught;
+pub use prompt::{Prompt, PromptFormat, PromptText, Template};
 pub use stop::{StopMatch, StopStrings};
-pub use tokenizer::{Bos, Tokenizer, panics_are_caught};
+pub use tokenizer::{Bos, Tokenizer};

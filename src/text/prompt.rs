@@ -59,6 +59,22 @@ pub enum Prompt {
     Chat(Vec<Message>),
 }
 
+/// The text that a model reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptText {
+    /// All of it, up to where the response begins.
+    pub text: String,
+    /// A chat template wrote it. Such a text says itself what is in front.
+    pub is_chat: bool,
+}
+
+impl PromptText {
+    /// The same with a response, or the beginning of one, behind it.
+    pub fn with(&self, response: &str) -> Self {
+        Self { text: format!("{}{response}", self.text), is_chat: self.is_chat }
+    }
+}
+
 /// How one model is asked: every model has its own.
 #[derive(Clone, Debug)]
 pub struct PromptFormat {
@@ -68,6 +84,8 @@ pub struct PromptFormat {
     pub template: Template,
     /// Whether a text prompt becomes a user's message in the model's chat template.
     pub chat: bool,
+    /// The system message of conversations that have none of their own; it may be empty.
+    pub system: Option<Arc<str>>,
     /// The day that a chat template is told, today if none.
     pub date: Option<Date>,
     /// What stands at the beginning.
@@ -75,16 +93,28 @@ pub struct PromptFormat {
 }
 
 impl PromptFormat {
+    /// A model that is asked with the prompt alone.
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        Self {
+            tokenizer,
+            template: Template::default(),
+            chat: false,
+            system: None,
+            date: None,
+            bos: Bos::Auto,
+        }
+    }
+
     /// The whole text that the model reads.
     ///
     /// # Errors
     /// [`Error::NoChatTemplate`] when one is needed, [`Error::Template`] when it fails.
-    pub fn render(&self, prompt: &Prompt) -> Result<String> {
+    pub fn render(&self, prompt: &Prompt) -> Result<PromptText> {
         match prompt {
             Prompt::Text(text) => {
                 let text = self.template.render(text);
                 if !self.chat {
-                    return Ok(text);
+                    return Ok(PromptText { text, is_chat: false });
                 }
                 self.render_chat(&[Message { role: "user".into(), content: text }])
             }
@@ -92,13 +122,15 @@ impl PromptFormat {
         }
     }
 
-    /// The tokens of a rendered prompt. A beginning-of-sequence token that a template wrote is not
-    /// doubled.
+    /// The tokens of a rendered prompt. With [`Bos::Auto`] a text that a chat template wrote gets nothing in
+    /// front, as in transformers' `apply_chat_template`: zephyr's template, for one, wants no
+    /// beginning-of-sequence token. One that a template wrote is not doubled.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode(&self, rendered: &str) -> Result<Vec<u32>> {
-        self.tokenizer.encode(rendered, self.bos)
+    pub fn encode(&self, rendered: &PromptText) -> Result<Vec<u32>> {
+        let bos = if rendered.is_chat && self.bos == Bos::Auto { Bos::Never } else { self.bos };
+        self.tokenizer.encode(&rendered.text, bos)
     }
 
     /// Whether what the model reads may depend on the day.
@@ -106,8 +138,16 @@ impl PromptFormat {
         self.tokenizer.chat_template().is_some_and(ChatTemplate::asks_for_date)
     }
 
-    fn render_chat(&self, messages: &[Message]) -> Result<String> {
+    fn render_chat(&self, messages: &[Message]) -> Result<PromptText> {
         let template = self.tokenizer.require_chat_template()?;
-        template.render(messages, self.date)
+        let is_system = |message: &Message| matches!(&*message.role, "system" | "developer");
+        let text = match &self.system {
+            Some(system) if !messages.iter().any(is_system) => {
+                let system = Message { role: "system".into(), content: (**system).into() };
+                template.render(&[&[system], messages].concat(), self.date)
+            }
+            _ => template.render(messages, self.date),
+        };
+        Ok(PromptText { text: text?, is_chat: true })
     }
 }

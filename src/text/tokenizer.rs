@@ -1,31 +1,24 @@
 //! A model's tokenizer, as its folder describes it.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::fs;
-use std::io::ErrorKind;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use tokenizers::AddedToken;
 
 use super::bytes::{ByteTable, Spelling};
 use super::chat::ChatTemplate;
+use super::fields::TOKENIZER;
 use super::growth::normalized;
+use super::library::{Library, guarded};
+use super::side_files::SideFiles;
 use crate::error::{Error, Result};
+use crate::folder::{Notes, exists, read_file};
 
 /// More ids than any vocabulary has; a larger id would ask for absurd tables.
 const MAX_LEN: usize = 1 << 22;
 /// More bytes than any tokenizer's file has.
 const MAX_FILE_BYTES: u64 = 1 << 30;
-
-const TOKENIZER: &str = "tokenizer.json";
-const CONFIG: &str = "tokenizer_config.json";
-const SPECIAL_TOKENS: &str = "special_tokens_map.json";
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// What stands at the beginning of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,27 +46,36 @@ pub struct Tokenizer {
     front: Vec<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// `clean_up_tokenization_spaces`; true where the field is missing, as in transformers 4.41, which the
+    /// paper's code runs on.
+    clean_up: bool,
     chat_template: Option<ChatTemplate>,
+    notes: Notes,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and, where they are, `tokenizer_config.json`,
-    /// `special_tokens_map.json` and `chat_template.jinja`.
+    /// Reads `tokenizer.json` and, where they are, `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `added_tokens.json` and `chat_template.jinja`.
     ///
     /// # Errors
-    /// [`Error::Io`] when a file cannot be read, [`Error::Tokenizer`] when one is not what it should
-    /// be or describes a kind of tokenizer whose tokens have no bytes of their own.
+    /// [`Error::Io`] when a file cannot be read, [`Error::Tokenizer`], [`Error::Config`] and
+    /// [`Error::Checkpoint`] when one is not what it should be or describes a kind of tokenizer whose tokens
+    /// have no bytes of their own.
     pub fn open(folder: &Path) -> Result<Tokenizer> {
         let path = folder.join(TOKENIZER);
-        let json = read(&path)?.ok_or_else(|| Error::Tokenizer {
-            path,
-            reason: "is missing; save the model's fast tokenizer in the same folder, in Python: \
-                 AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-                .into(),
-        })?;
+        let Some(json) = read_file(&path, MAX_FILE_BYTES)? else {
+            let convert =
+                "in Python: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)";
+            let reason = if exists(&folder.join("tokenizer.model"))? {
+                format!("is missing, and tokenizer.model is not read; convert it {convert}")
+            } else {
+                format!("is missing; save the model's fast tokenizer in the same folder, {convert}")
+            };
+            return Err(Error::Tokenizer { path, reason });
+        };
         let side = SideFiles::read(folder)?;
         let template = side.chat_template(folder)?;
-        Self::build(folder, &json, &side, template)
+        Self::build(folder, &json, side, template)
     }
 
     /// A tokenizer for models that have none: token n is the word `t`n, words stand between
@@ -94,44 +96,20 @@ impl Tokenizer {
             },
             "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"},
         });
-        Self::build(Path::new("t0 t1 …"), json.to_string().as_bytes(), &SideFiles::default(), None)
+        Self::build(Path::new("t0 t1 …"), json.to_string().as_bytes(), SideFiles::none(), None)
     }
 
     fn build(
         folder: &Path,
         json: &[u8],
-        side: &SideFiles,
+        side: SideFiles,
         template: Option<(String, PathBuf)>,
     ) -> Result<Tokenizer> {
         let unusable = |reason: String| Error::Tokenizer { path: folder.join(TOKENIZER), reason };
-        // Syntax first, for a message with line and column.
-        serde_json::from_slice::<IgnoredAny>(json)
-            .map_err(|e| unusable(format!("is not JSON: {e}")))?;
-        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json))
-            .map_err(|e| unusable(format!("is not a valid tokenizer: {e}")))?;
-        // Settings of the training that saved the file; a prompt is never cut or filled up.
-        inner.with_truncation(None).map_err(|e| unusable(e.to_string()))?;
-        inner.with_padding(None);
-
-        let mut named = |field| -> Result<Option<(String, u32)>> {
-            let Some((token, file)) = side.special_token(field) else { return Ok(None) };
-            let id = inner.token_to_id(&token).ok_or_else(|| Error::Tokenizer {
-                path: folder.join(file),
-                reason: format!("{field} {token:?} is not in the vocabulary of {TOKENIZER}"),
-            })?;
-            // Special even where only the side file says so; the id exists, so none is made.
-            inner
-                .add_special_tokens([AddedToken::from(token.clone(), true)])
-                .map_err(|e| unusable(e.to_string()))?;
-            Ok(Some((token, id)))
-        };
-        let (bos, eos) = (named("bos_token")?, named("eos_token")?);
-        let text_of =
-            |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.to_owned());
+        let Library { inner, notes } = Library::open(folder, json, &side)?;
         let chat_template = template.map(|(source, origin)| {
-            ChatTemplate::new(&source, &origin, text_of(&bos).as_deref(), text_of(&eos).as_deref())
+            ChatTemplate::new(&source, &origin, side.named("bos_token"), side.named("eos_token"))
         });
-
         let spelling = Spelling::of(inner.get_decoder()).map_err(|name| {
             unusable(format!(
                 "its decoder ({name}) is not supported; byte-level BPE (ByteLevel) and \
@@ -142,25 +120,54 @@ impl Tokenizer {
             inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
         let len = vocabulary.last_key_value().map_or(0, |(&id, _)| id as usize + 1);
         if len == 0 || len > MAX_LEN {
-            return Err(unusable(format!("its ids reach up to {len}, from 1 to {MAX_LEN} may be")));
+            return Err(unusable(format!(
+                "has {len} token ids; from 1 to {MAX_LEN} are supported"
+            )));
         }
         let added = inner.get_added_tokens_decoder();
+        // A token that a side file calls special is a mark, whatever tokenizer.json calls it.
+        let called_special: HashSet<&str> =
+            side.special.iter().map(|token| token.content.as_str()).collect();
         let (mut names, mut bytes) = (ByteTable::default(), ByteTable::default());
         let mut special = vec![false; len];
         for id in 0..len as u32 {
             let added = added.get(&id);
             // Two names for one id are possible; the library's own choice counts.
             let name = vocabulary.get(&id).and_then(|_| inner.id_to_token(id)).unwrap_or_default();
+            let is_special = added.is_some_and(|added| added.special)
+                || !name.is_empty() && called_special.contains(name.as_str());
             names.push(name.as_bytes());
-            bytes.push(&spelling.bytes(&name, added));
-            special[id as usize] = added.is_some_and(|added| added.special);
+            bytes.push(&if is_special { Vec::new() } else { spelling.bytes(&name, added) });
+            special[id as usize] = is_special;
         }
         let front =
             guarded(|| front(&inner)).map_err(|e| unusable(format!("cannot encode: {e}")))?;
-        let bos = bos.map(|(_, id)| id).or(front.first().copied());
-        let eos = eos.map(|(_, id)| id);
+        let id_of = |name| side.named(name).and_then(|token| inner.token_to_id(token));
+        let bos = id_of("bos_token").or(front.first().copied());
+        let eos = id_of("eos_token");
+        let clean_up = side.config.flag("clean_up_tokenization_spaces", true)?;
+        let mut notes = notes;
+        notes.remarks.extend(front_remark(&side, &front, bos)?);
+        notes.extend(side.notes);
         let folder = folder.into();
-        Ok(Self { folder, inner, names, bytes, special, front, bos, eos, chat_template })
+        Ok(Self {
+            folder,
+            inner,
+            names,
+            bytes,
+            special,
+            front,
+            bos,
+            eos,
+            clean_up,
+            chat_template,
+            notes,
+        })
+    }
+
+    /// What a user of the folder should know of it.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// One more than the highest id.
@@ -223,14 +230,16 @@ impl Tokenizer {
         (0..self.len() as u32).map(length).max().unwrap_or(0)
     }
 
-    /// The text that the library's own decoder makes of tokens, which is not always their bytes:
-    /// it may take away a space in front and replaces broken characters in its own way.
+    /// The text that transformers 4 makes of tokens, for `--compat reference`. It is not always their bytes: the
+    /// library's decoder may take away a space in front and replaces broken characters in its own way, and where
+    /// `clean_up_tokenization_spaces` says so, spaces before punctuation go.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] when the library fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        guarded(|| self.inner.decode(ids, skip_special))
-            .map_err(|e| self.failed(&format!("cannot decode: {e}")))
+        let text = guarded(|| self.inner.decode(ids, skip_special))
+            .map_err(|e| self.failed(&format!("cannot decode: {e}")))?;
+        Ok(if self.clean_up { cleaned_up(&text) } else { text })
     }
 
     fn failed(&self, reason: &str) -> Error {
@@ -366,27 +375,6 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether this thread is inside the tokenizers library, whose panics become errors: a panic hook
-/// should keep silent about them.
-pub fn panics_are_caught() -> bool {
-    GUARDED.get()
-}
-
-/// Runs a piece of the library, which panics on some files that it does not expect.
-fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
-    GUARDED.set(true);
-    let result = catch_unwind(AssertUnwindSafe(run));
-    GUARDED.set(false);
-    match result {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("the tokenizers library cannot read its parts".into()),
-    }
-}
-
 /// What a tokenizer puts in front of a text: what comes, with special tokens asked for, before the
 /// tokens of some text. Asked with a text, since of an empty one front and back look alike.
 fn front(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<u32>> {
@@ -404,89 +392,34 @@ fn front(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<u32>> {
     Ok(Vec::new())
 }
 
-/// What lies beside `tokenizer.json`.
-#[derive(Default)]
-struct SideFiles {
-    config: Value,
-    special_tokens: Value,
+/// `clean_up_tokenization` of transformers 4.
+fn cleaned_up(text: &str) -> String {
+    let replaced = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    replaced.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-impl SideFiles {
-    fn read(folder: &Path) -> Result<Self> {
-        Ok(Self {
-            config: read_object(&folder.join(CONFIG))?,
-            special_tokens: read_object(&folder.join(SPECIAL_TOKENS))?,
-        })
-    }
-
-    /// A special token's text, a string or `{"content": …}`, and the file that names it.
-    fn special_token(&self, field: &str) -> Option<(String, &'static str)> {
-        [(&self.config, CONFIG), (&self.special_tokens, SPECIAL_TOKENS)].into_iter().find_map(
-            |(json, file)| {
-                let token = &json[field];
-                let text = token.as_str().or(token["content"].as_str())?;
-                Some((text.to_owned(), file))
-            },
-        )
-    }
-
-    /// The chat template's source and its file: the file of its own counts, then the field, of a
-    /// list of named ones the one called "default".
-    fn chat_template(&self, folder: &Path) -> Result<Option<(String, PathBuf)>> {
-        let path = folder.join(CHAT_TEMPLATE);
-        if let Some(source) = read(&path)? {
-            let source = String::from_utf8(source).map_err(|_| Error::Tokenizer {
-                path: path.clone(),
-                reason: "is not UTF-8".into(),
-            })?;
-            return Ok(Some((source, path)));
-        }
-        let field = &self.config["chat_template"];
-        let source = match field {
-            Value::Null => return Ok(None),
-            Value::Array(named) => {
-                let default =
-                    named.iter().find(|one| one["name"] == "default").or(match &named[..] {
-                        [only] => Some(only),
-                        _ => None,
-                    });
-                default.map_or(&Value::Null, |one| &one["template"])
-            }
-            other => other,
-        };
-        let path = folder.join(CONFIG);
-        match source.as_str() {
-            Some(source) => Ok(Some((source.to_owned(), path))),
-            None => Err(Error::Tokenizer {
-                path,
-                reason: "chat_template is neither a string nor a list of named templates with one \
-                         called \"default\""
-                    .into(),
-            }),
-        }
-    }
-}
-
-/// A file's bytes; `None` if it is not there.
-fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let metadata = match fs::metadata(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(Error::io("open", path))?,
-    };
-    if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
-        let reason = if metadata.is_file() { "is far too large" } else { "is not a file" };
-        return Err(Error::Tokenizer { path: path.into(), reason: reason.into() });
-    }
-    fs::read(path).map(Some).map_err(Error::io("read", path))
-}
-
-/// A JSON object; an empty one if the file is not there.
-fn read_object(path: &Path) -> Result<Value> {
-    let Some(bytes) = read(path)? else { return Ok(Value::Object(Default::default())) };
-    let unusable = |reason: String| Error::Tokenizer { path: path.into(), reason };
-    match serde_json::from_slice(&bytes) {
-        Ok(object @ Value::Object(_)) => Ok(object),
-        Ok(_) => Err(unusable("is not a JSON object".into())),
-        Err(e) => Err(unusable(format!("is not JSON: {e}"))),
-    }
+/// Where transformers 4 and 5 differ in what is in front of a text, or how this tokenizer splits what follows
+/// a special token.
+fn front_remark(side: &SideFiles, front: &[u32], bos: Option<u32>) -> Result<Option<String>> {
+    let begins = bos.is_some_and(|bos| front.contains(&bos));
+    let asked = side.config.get("add_bos_token").map(|_| side.config.flag("add_bos_token", begins));
+    Ok(match asked.transpose()? {
+        Some(asked) if asked != begins => Some(format!(
+            "add_bos_token in tokenizer_config.json is {asked}, but tokenizer.json {}; trimtab does as \
+             tokenizer.json and transformers 5, and transformers 4 may do otherwise (--bos decides)",
+            if begins { "adds one" } else { "adds none" },
+        )),
+        _ => None,
+    })
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use memmap2::Mmap;
@@ -12,6 +11,7 @@ use serde::Deserialize;
 use super::header::{Header, MAX_HEADER_BYTES, UniqueMap};
 use super::view::TensorView;
 use crate::error::{Error, Result};
+use crate::folder::exists;
 use crate::hash::Fnv;
 
 /// The one file of a small checkpoint.
@@ -66,9 +66,9 @@ impl Checkpoint {
         }
         let mut checkpoint =
             Checkpoint { folder: folder.into(), shards: Vec::new(), tensors: BTreeMap::new() };
-        if is_there(&folder.join(SINGLE))? {
+        if exists(&folder.join(SINGLE))? {
             checkpoint.add(folder.join(SINGLE))?;
-        } else if is_there(&folder.join(INDEX))? {
+        } else if exists(&folder.join(INDEX))? {
             checkpoint.add_shards(&folder.join(INDEX))?;
         } else {
             return Err(damaged(folder, nothing_found(folder)?));
@@ -94,7 +94,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] when it is missing, has another shape, or a dtype that is not
-    /// floating-point of 16 or 32 bits.
+    /// floating-point of 16, 32 or 64 bits.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let Some(place) = self.tensors.get(name) else {
             let searched = match &self.shards[..] {
@@ -122,7 +122,7 @@ impl Checkpoint {
             damaged(
                 &shard.path,
                 format!(
-                    "tensor {name:?} has dtype {}, which is not supported; F32, F16 and BF16 are",
+                    "tensor {name:?} has dtype {}, which is not supported; F64, F32, F16 and BF16 are",
                     info.dtype
                 ),
             )
@@ -207,7 +207,7 @@ impl Checkpoint {
             let number = match numbers.get(file) {
                 Some(&number) => number,
                 None => {
-                    if !is_there(&path)? {
+                    if !exists(&path)? {
                         return Err(damaged(
                             index,
                             format!(
@@ -234,15 +234,6 @@ impl Checkpoint {
 
 fn damaged(path: &Path, reason: impl Into<String>) -> Error {
     Error::Checkpoint { path: path.into(), reason: reason.into() }
-}
-
-/// Whether a folder has an entry of this name; a dangling link counts, so that opening it says so.
-fn is_there(path: &Path) -> Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(_) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(Error::io("open", path)(e)),
-    }
 }
 
 /// Its length in bytes, if it is a file. Asked before opening, which would wait forever on a pipe.
@@ -273,7 +264,7 @@ fn read_json(path: &Path) -> Result<Vec<u8>> {
 /// Why a folder has no weights.
 fn nothing_found(folder: &Path) -> Result<String> {
     for name in PICKLED {
-        if is_there(&folder.join(name))? {
+        if exists(&folder.join(name))? {
             return Ok(format!(
                 "has {name} but no safetensors, and pickled weights are not read; convert them in \
                  Python: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, \

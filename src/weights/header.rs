@@ -7,6 +7,8 @@ use std::marker::PhantomData;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use crate::folder::LFS_POINTER;
+
 /// The format's own limit for a header.
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -34,6 +36,9 @@ impl Header {
             format!("truncated: {} bytes cannot hold a safetensors header", file.len())
         })?;
         let length = u64::from_le_bytes(*length);
+        if file.starts_with(LFS_POINTER) {
+            return Err("is a git-lfs pointer in place of the file; run git lfs pull".into());
+        }
         if length > MAX_HEADER_BYTES {
             return Err(format!(
                 "not a safetensors file: its header claims {length} bytes, at most \

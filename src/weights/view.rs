@@ -16,7 +16,7 @@ pub struct TensorView<'a> {
 impl<'a> TensorView<'a> {
     /// `bytes` must be exactly the shape's numbers; `None` for a dtype that cannot be read.
     pub(super) fn new(dtype: Dtype, shape: &'a [usize], bytes: &'a [u8]) -> Option<Self> {
-        matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16).then(|| {
+        matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16).then(|| {
             let numbers: usize = shape.iter().product();
             assert_eq!(bytes.len(), numbers * (dtype.bitsize() / 8), "checked with the header");
             Self { dtype, shape, bytes }
@@ -28,20 +28,22 @@ impl<'a> TensorView<'a> {
         self.shape
     }
 
-    /// The numbers as bf16, row-major; f32 and f16 are rounded to the nearest, ties to even.
+    /// The numbers as bf16, row-major; wider ones are rounded once, to the nearest, ties to even.
     pub fn to_bf16(&self) -> Vec<bf16> {
         match self.dtype {
             Dtype::BF16 => self.map(bf16::from_le_bytes),
             Dtype::F16 => self.map(|b| bf16::from_f32(f16::from_le_bytes(b).to_f32())),
+            Dtype::F64 => self.map(|b| bf16::from_f64(f64::from_le_bytes(b))),
             _ => self.map(|b| bf16::from_f32(f32::from_le_bytes(b))),
         }
     }
 
-    /// The numbers as f32, row-major and exact.
+    /// The numbers as f32, row-major; exact but for f64, which is rounded.
     pub fn to_f32(&self) -> Vec<f32> {
         match self.dtype {
             Dtype::BF16 => self.map(|b| bf16::from_le_bytes(b).to_f32()),
             Dtype::F16 => self.map(|b| f16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => self.map(|b| f64::from_le_bytes(b) as f32),
             _ => self.map(f32::from_le_bytes),
         }
     }

@@ -131,7 +131,7 @@ fn absurd_configs_are_refused() {
         ("gpt2", "vocab_size", "null"),
         ("gpt2", "layer_norm_epsilon", "-1"),
         ("gpt2", "activation_function", "\"relu\""),
-        ("gpt2", "scale_attn_by_inverse_layer_idx", "true"),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", "3"),
         ("gpt2", "quantization_config", "{}"),
         ("llama3", "num_key_value_heads", "3"),
         ("llama3", "head_dim", "15"),
@@ -146,9 +146,9 @@ fn absurd_configs_are_refused() {
         let output = trimtab(&["inspect".as_ref(), folder.path().as_os_str()]);
         assert_refused(&output, &format!("field `{field}`"));
     }
-    let scaled = changed("llama3", "config.json", set("rope_scaling", "{\"type\":\"yarn\"}"));
+    let scaled = changed("llama3", "config.json", set("rope_scaling", "{\"type\":\"longrope\"}"));
     let output = trimtab(&["inspect".as_ref(), scaled.path().as_os_str()]);
-    assert_refused(&output, "only default, linear, llama3");
+    assert_refused(&output, "only default, linear, dynamic, llama3, yarn");
     let other = changed("gpt2", "config.json", set("architectures", "[\"BertForMaskedLM\"]"));
     let output = trimtab(&["inspect".as_ref(), other.path().as_os_str()]);
     assert_refused(&output, "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM");

@@ -7,7 +7,7 @@ use super::{folder, gpu};
 use trimtab::backend::cpu::{CpuBackend, Isa};
 use trimtab::backend::cuda::{CudaBackend, Device, Emulator, Launcher, Step};
 use trimtab::backend::{Backend, Heads, PoolShape, Room};
-use trimtab::engine::{Config, Engine, Limits, Model, Pair};
+use trimtab::engine::{Config, Engine, Limits, Model, ModelFiles, Pair};
 use trimtab::error::{Error, Result};
 use trimtab::guide::{GuideTokens, PairGuide, WeightedPair};
 use trimtab::proposer::{Guidance, LocalProposer, Prompt, Sampling};
@@ -56,7 +56,7 @@ fn what_an_engine_takes_is_known_before() {
             for (pages, rows, logit_rows) in [(1, 1, 1), (3, 16, 5), (40, 33, 32)] {
                 let limits = Limits { pages, rows, logit_rows };
                 let model = load(&backend, name, None);
-                let config = Config::open(&folder(name)).unwrap();
+                let config = ModelFiles::open(&folder(name)).unwrap().config;
                 let (weights, bytes) =
                     (backend.memory().taken(), Engine::bytes(&*backend, &config, limits));
                 assert_eq!(weights - before, Model::bytes(&*backend, &config), "{name}");
@@ -115,6 +115,7 @@ fn search<B: Backend>(backend: &Arc<B>) {
         tokenizer,
         template: Template::default(),
         chat: false,
+        system: None,
         date: None,
         bos: Bos::Never,
     };

@@ -98,6 +98,7 @@ fn responses<B: Backend>(backend: &Arc<B>, eos: u32, steered: bool, steps: usize
         tokenizer,
         template: Template::default(),
         chat: false,
+        system: None,
         date: None,
         bos: Bos::Never,
     };

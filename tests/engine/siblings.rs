@@ -26,6 +26,7 @@ fn format() -> PromptFormat {
         tokenizer,
         template: Template::default(),
         chat: false,
+        system: None,
         date: None,
         bos: Bos::Never,
     }

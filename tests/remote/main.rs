@@ -305,9 +305,7 @@ fn temperature_zero_asks_for_one_choice() {
 fn prompts_may_be_tokens() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama3");
     let tokenizer = std::sync::Arc::new(Tokenizer::open(folder.as_ref()).unwrap());
-    let (template, bos) = (Template::default(), Bos::Auto);
-    let format =
-        PromptFormat { tokenizer: tokenizer.clone(), template, chat: true, date: None, bos };
+    let format = PromptFormat { chat: true, ..PromptFormat::new(tokenizer.clone()) };
     for ids in [true, false] {
         let server = scripted();
         let remote = RemoteFormat::Model { format: format.clone(), ids };
@@ -319,10 +317,10 @@ fn prompts_may_be_tokens() {
             scheduler.tick().unwrap();
         }
         let text = format.render(&Prompt::Text("Hello".into())).unwrap();
-        assert!(text.contains("<|start_header_id|>user"));
-        let tokens = tokenizer.encode(&text, Bos::Auto).unwrap();
+        assert!(text.text.contains("<|start_header_id|>user"));
+        let tokens = tokenizer.encode(&text.text, Bos::Auto).unwrap();
         assert_eq!(counted, Some(tokens.len()));
-        let expected = if ids { serde_json::json!(tokens) } else { serde_json::json!(text) };
+        let expected = if ids { serde_json::json!(tokens) } else { serde_json::json!(text.text) };
         assert_eq!(server.asked()[0].body["prompt"], expected);
     }
 }

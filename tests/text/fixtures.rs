@@ -132,7 +132,14 @@ pub fn has_words(error: &Error, words: &[&str]) {
 
 pub fn format(tokenizer: Tokenizer, chat: bool) -> PromptFormat {
     let template = Template::parse("--base-template", "Say: {prompt}").unwrap();
-    PromptFormat { tokenizer: Arc::new(tokenizer), template, chat, date: None, bos: Bos::Auto }
+    PromptFormat {
+        tokenizer: Arc::new(tokenizer),
+        template,
+        chat,
+        system: None,
+        date: None,
+        bos: Bos::Auto,
+    }
 }
 
 pub fn message(role: &str, content: &str) -> Message {

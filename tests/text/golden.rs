@@ -20,7 +20,7 @@ fn golden_texts_are_those_of_transformers() {
         let tokenizer = Tokenizer::open(&golden.join(model)).unwrap();
         if let Some(rendered) = case["rendered"].as_str() {
             let prompt: Prompt = serde_json::from_value(case["messages"].clone()).unwrap();
-            assert_eq!(format(tokenizer, true).render(&prompt).unwrap(), rendered, "{case}");
+            assert_eq!(format(tokenizer, true).render(&prompt).unwrap().text, rendered, "{case}");
             continue;
         }
         let text = case["text"].as_str().unwrap();

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use trimtab::error::Error;
-use trimtab::text::{Message, Prompt, Template};
+use trimtab::text::{Bos, Message, Prompt, PromptFormat, Template};
 
 use crate::fixtures::*;
 
@@ -25,7 +25,7 @@ fn chat(template: &str, messages: &[Message]) -> Result<String, Error> {
     let config = json!({"bos_token": "<|end|>"}).to_string();
     let files = [("chat_template.jinja", template), ("tokenizer_config.json", &config)];
     let format = format(open_with(&byte_level(), &files).unwrap(), false);
-    format.render(&Prompt::Chat(messages.to_vec()))
+    format.render(&Prompt::Chat(messages.to_vec())).map(|rendered| rendered.text)
 }
 
 #[test]
@@ -39,12 +39,12 @@ fn chat_templates_run_as_in_transformers() {
     let open = |files: &[(&str, &str)]| open_with(&byte_level(), files).unwrap();
     let format = format(open(&[("tokenizer_config.json", &config)]), true);
     assert_eq!(
-        format.render(&Prompt::Text("hi".into())).unwrap(),
+        format.render(&Prompt::Text("hi".into())).unwrap().text,
         "<|user|>\nSay: hi<|end|>\n<|assistant|>\n"
     );
     let messages = vec![message("system", " be kind "), message("user", "hi")];
     assert_eq!(
-        format.render(&Prompt::Chat(messages)).unwrap(),
+        format.render(&Prompt::Chat(messages)).unwrap().text,
         "<|system|>\nbe kind\n<|user|>\nhi<|end|>\n<|assistant|>\n",
         "the prompt template is not for conversations"
     );
@@ -114,10 +114,49 @@ fn a_mark_that_the_chat_template_wrote_is_not_doubled() {
     let files = [files[0], ("tokenizer_config.json", &config)];
     let format = format(open_with(&llama3(), &files).unwrap(), true);
     let rendered = format.render(&Prompt::Text("he".into())).unwrap();
-    assert_eq!(rendered, "<|end|>Say: he");
-    let ids = format.encode(&rendered).unwrap();
-    assert_eq!((ids[0], ids.iter().filter(|&&id| id == 259).count()), (259, 1));
-    assert_eq!(format.encode("he").unwrap(), [259, 256]);
+    assert_eq!(rendered.text, "<|end|>Say: he");
+    for bos in [Bos::Auto, Bos::Always] {
+        let ids = PromptFormat { bos, ..format.clone() }.encode(&rendered).unwrap();
+        assert_eq!((ids[0], ids.iter().filter(|&&id| id == 259).count()), (259, 1), "{bos:?}");
+    }
+}
+
+/// Goal: a text that a chat template wrote gets nothing in front that the template did not write: zephyr's has no
+/// beginning-of-sequence token, though its tokenizer adds one to a plain text.
+#[test]
+fn a_chat_template_says_itself_what_is_in_front() {
+    let files = [("chat_template.jinja", "{{ messages[0].content }}")];
+    let chat = format(open_with(&llama3(), &files).unwrap(), true);
+    let rendered = chat.render(&Prompt::Text("he".into())).unwrap();
+    let with = |bos| PromptFormat { bos, ..chat.clone() }.encode(&rendered).unwrap();
+    let plain = chat.tokenizer.encode("Say: he", Bos::Never).unwrap();
+    assert_eq!(with(Bos::Auto), plain);
+    assert_eq!(with(Bos::Never), plain);
+    assert_eq!(with(Bos::Always), [&[259][..], &plain].concat());
+    let text = PromptFormat { chat: false, ..chat.clone() };
+    let text = text.encode(&text.render(&Prompt::Text("he".into())).unwrap()).unwrap();
+    assert_eq!(text, [&[259][..], &plain].concat());
+}
+
+/// Goal: `--system` gives a conversation the system message that it lacks, also an empty one, and leaves one that
+/// it has.
+#[test]
+fn a_conversation_without_a_system_message_gets_the_given_one() {
+    let template = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}";
+    let files = [("chat_template.jinja", template)];
+    let format = format(open_with(&byte_level(), &files).unwrap(), true);
+    let render = |system: Option<&str>, prompt: Prompt| {
+        let system = system.map(Into::into);
+        PromptFormat { system, ..format.clone() }.render(&prompt).unwrap().text
+    };
+    let text = || Prompt::Text("hi".into());
+    assert_eq!(render(None, text()), "[user:Say: hi]");
+    assert_eq!(render(Some(""), text()), "[system:][user:Say: hi]");
+    assert_eq!(render(Some("Be kind."), text()), "[system:Be kind.][user:Say: hi]");
+    for role in ["system", "developer"] {
+        let own = Prompt::Chat(vec![message(role, "own"), message("user", "hi")]);
+        assert_eq!(render(Some("Be kind."), own), format!("[{role}:own][user:hi]"));
+    }
 }
 
 #[test]

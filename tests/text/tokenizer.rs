@@ -5,6 +5,7 @@ use std::fs;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use trimtab::error::Error;
+use trimtab::folder::Notes;
 use trimtab::text::{Bos, Tokenizer};
 
 use crate::fixtures::*;
@@ -124,6 +125,68 @@ fn equal_sizes_are_not_equal_vocabularies() {
     differs(&sentence_piece(), &["id 0"]);
 }
 
+/// Goal: a named token that the vocabulary lacks is added behind it, as transformers does.
+#[test]
+fn a_named_token_that_is_missing_is_added() {
+    let config = json!({"pad_token": "[PAD]", "bos_token": "<no>"}).to_string();
+    let tokenizer = open_with(&byte_level(), &[("tokenizer_config.json", &config)]).unwrap();
+    assert_eq!((tokenizer.len(), tokenizer.bos()), (263, Some(261)));
+    assert_eq!(tokenizer.encode("he[PAD]", Bos::Never).unwrap(), [256, 262]);
+    assert!(tokenizer.is_special(262));
+}
+
+/// Goal: what a user should know of a tokenizer is said.
+#[test]
+fn what_versions_read_otherwise_is_said() {
+    let notes = |json: &Value, config: Value| {
+        let files = [("tokenizer_config.json", &*config.to_string())];
+        open_with(json, &files).unwrap().notes().clone()
+    };
+    let quiet = notes(&llama3(), json!({"bos_token": "<|end|>", "add_bos_token": true}));
+    assert_eq!(quiet, Notes::default());
+    let remarks = notes(&llama3(), json!({"bos_token": "<|end|>", "add_bos_token": false})).remarks;
+    assert!(remarks.len() == 1 && remarks[0].contains("adds one"), "{remarks:?}");
+    let remarks =
+        notes(&byte_level(), json!({"bos_token": "<|end|>", "add_bos_token": true})).remarks;
+    assert!(remarks.len() == 1 && remarks[0].contains("adds none"), "{remarks:?}");
+    let mut dropout = byte_level();
+    dropout["model"]["dropout"] = json!(0.5);
+    assert!(notes(&dropout, json!({})).remarks[0].contains("dropout 0.5"));
+    let tokenizer = open(&dropout);
+    let same = |_| tokenizer.encode("hello hello hello", Bos::Never).unwrap();
+    let runs: Vec<_> = (0..20).map(same).collect();
+    assert!(runs.iter().all(|ids| *ids == open(&byte_level()).encode("hello hello hello", Bos::Never).unwrap()));
+
+    let token = json!({"content": "<x>", "special": true});
+    let warnings = notes(&byte_level(), json!({"added_tokens_decoder": {"300": token}})).warnings;
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("261") && warnings[0].contains("300"),
+        "{warnings:?}"
+    );
+    let mut strange = byte_level();
+    strange["model"]["temperature"] = json!(2);
+    strange["magic"] = json!({});
+    let warnings = notes(&strange, json!({"odd": 1})).warnings;
+    let said = |word: &str| warnings.iter().any(|warning| warning.contains(word));
+    assert!(said("`magic`") && said("`temperature`") && said("`odd`"), "{warnings:?}");
+}
+
+/// Goal: a flag of the config that tokenizer.json contradicts is refused where versions of transformers differ.
+#[test]
+fn a_prefix_space_that_two_files_see_differently_is_refused() {
+    let with = |json: &Value, class: &str, asked: bool| {
+        let config = json!({"tokenizer_class": class, "add_prefix_space": asked}).to_string();
+        open_with(json, &[("tokenizer_config.json", &config)])
+    };
+    for (json, puts) in [(byte_level(), false), (sentence_piece(), true)] {
+        assert!(with(&json, "PreTrainedTokenizerFast", puts).is_ok());
+        let error = with(&json, "PreTrainedTokenizerFast", !puts).unwrap_err();
+        has_words(&error, &["tokenizer_config.json", "add_prefix_space", "tokenizer.json"]);
+    }
+    let spaced = with(&byte_level(), "GPT2TokenizerFast", true).unwrap();
+    assert_eq!(spaced.encode("w", Bos::Never).unwrap(), [258]);
+}
+
 #[test]
 fn bad_tokenizers_are_refused() {
     let refused = |json: &Value, words: &[&str]| {
@@ -134,17 +197,22 @@ fn bad_tokenizers_are_refused() {
     };
     let empty = folder(&[]);
     has_words(&Tokenizer::open(empty.path()).unwrap_err(), &["tokenizer.json", "is missing"]);
+    let sentence_piece = folder(&[("tokenizer.model", "")]);
+    has_words(
+        &Tokenizer::open(sentence_piece.path()).unwrap_err(),
+        &["tokenizer.model is not read"],
+    );
     let inside = folder(&[]);
     fs::create_dir(inside.path().join("tokenizer.json")).unwrap();
     has_words(&Tokenizer::open(inside.path()).unwrap_err(), &["tokenizer.json", "not a file"]);
-    refused(&json!("no tokenizer"), &["not a valid tokenizer"]);
+    refused(&json!("no tokenizer"), &["not a JSON object"]);
     refused(&json!({"model": {}}), &["not a valid tokenizer"]);
     // The library itself panics on this one.
     let mut charsmap = byte_level();
     charsmap["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": 7});
     refused(&charsmap, &["not a valid tokenizer"]);
     let garbage = folder(&[("tokenizer.json", "{\"version\": ")]);
-    has_words(&Tokenizer::open(garbage.path()).unwrap_err(), &["not JSON"]);
+    has_words(&Tokenizer::open(garbage.path()).unwrap_err(), &["not a JSON object", "line 1"]);
 
     let mut json = byte_level();
     for (decoder, name) in [
@@ -164,8 +232,6 @@ fn bad_tokenizers_are_refused() {
     has_words(&with("tokenizer_config.json", "{"), &["tokenizer_config.json", "not JSON"]);
     has_words(&with("tokenizer_config.json", "[]"), &["not a JSON object"]);
     has_words(&with("special_tokens_map.json", "1"), &["special_tokens_map.json"]);
-    let error = with("tokenizer_config.json", "{\"bos_token\": \"<no>\"}");
-    has_words(&error, &["tokenizer_config.json", "bos_token", "\"<no>\"", "vocabulary"]);
     has_words(&with("tokenizer_config.json", "{\"chat_template\": 7}"), &["chat_template"]);
     let tools = "{\"chat_template\": [{\"name\": \"a\"}, {\"name\": \"b\"}]}";
     has_words(&with("tokenizer_config.json", tools), &["chat_template", "default"]);

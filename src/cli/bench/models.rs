@@ -7,7 +7,7 @@ use super::shapes::Shape;
 use crate::backend::Backend;
 use crate::cli::base::Base;
 use crate::cli::models::{self, BosFlag, Bytes, GuideArgs, GuideTokensFlag, Plan};
-use crate::engine::{Config, Engine, Limits, Longest, Model, Pair};
+use crate::engine::{Config, Engine, Limits, Longest, Model, ModelFiles, Pair};
 use crate::error::{Error, Result};
 use crate::guide::{GuideTokens, PairGuide, WeightedPair};
 use crate::kv_cache::{Lifetime, PAGE_LEN};
@@ -46,7 +46,7 @@ pub struct Source {
 
 impl Source {
     fn folder(folder: &Path) -> Result<Self> {
-        let (name, config) = (folder.display().to_string(), Config::open(folder)?);
+        let (name, config) = (folder.display().to_string(), ModelFiles::open(folder)?.config);
         Ok(Self { name, config, folder: Some(folder.to_owned()) })
     }
 
@@ -237,6 +237,7 @@ impl ModelArgs {
                     guides: Vec::new(),
                     guide_template: None,
                     chat: false,
+                    system: None,
                     date: None,
                     bos: BosFlag::Auto,
                 };
@@ -256,8 +257,8 @@ impl ModelArgs {
                 };
                 Ok(Trio {
                     name: [base, tuned, untuned].map(|f| f.display().to_string()).join(", "),
-                    base: Config::open(base)?,
-                    guide: [Config::open(tuned)?, Config::open(untuned)?],
+                    base: ModelFiles::open(base)?.config,
+                    guide: [ModelFiles::open(tuned)?.config, ModelFiles::open(untuned)?.config],
                     proposer: proposer.ignoring_eos()?,
                     scorer: ready.guide,
                     tokenizer: Arc::new(Tokenizer::open(base)?),
@@ -298,13 +299,7 @@ impl<B: Backend> Trio<B> {
         let limits = Limits { pages, rows: models::ROWS, logit_rows: models::LOGIT_ROWS };
         let model = |config: &Config, seed| Model::random(&**backend, config.clone(), seed);
         let tokenizer = Arc::new(Tokenizer::numbered(base_config.vocab)?);
-        let format = PromptFormat {
-            tokenizer: tokenizer.clone(),
-            template: Template::default(),
-            chat: false,
-            date: None,
-            bos: Bos::Never,
-        };
+        let format = PromptFormat { bos: Bos::Never, ..PromptFormat::new(tokenizer.clone()) };
         let engine = Engine::new(backend.clone(), model(&base_config, 1)?, limits)?;
         let (tuned, untuned) = (model(&guide_config, 2)?, model(&guide_config, 3)?);
         let pair = WeightedPair {

@@ -23,7 +23,7 @@ pub use client::{ApiKey, Endpoint};
 use super::{Draft, Finish, Lifetime, Prompt, Proposer, Unfinished};
 use crate::error::{Error, Result};
 use crate::philox::Draw;
-use crate::text::{PromptFormat, Template};
+use crate::text::{PromptFormat, PromptText, Template};
 use asking::{Asking, Chunk, Job, Numbered, Text};
 use client::{Choice, Client};
 
@@ -53,7 +53,7 @@ pub struct RemoteProposer {
 
 /// A prompt as the server reads it.
 pub struct RemotePrompt {
-    text: String,
+    text: PromptText,
     /// Where that is known.
     tokens: Option<usize>,
 }
@@ -62,7 +62,7 @@ pub struct RemotePrompt {
 /// share one copy of the prompt.
 #[derive(Clone)]
 pub struct RemoteState {
-    prompt: Arc<str>,
+    prompt: Arc<PromptText>,
     /// What is on the way, and which of it is this one's.
     coming: Option<(Arc<Chunk>, usize)>,
 }
@@ -70,7 +70,7 @@ pub struct RemoteState {
 impl RemoteState {
     /// Tells searches apart, also those with the same prompt.
     fn search(&self) -> usize {
-        self.prompt.as_ptr().addr()
+        Arc::as_ptr(&self.prompt).addr()
     }
 }
 
@@ -94,10 +94,10 @@ impl RemoteProposer {
     }
 
     /// A prompt's JSON.
-    fn prompt(&self, text: &str) -> Result<serde_json::Value> {
+    fn prompt(&self, text: &PromptText) -> Result<serde_json::Value> {
         match &self.format {
             RemoteFormat::Model { format, ids: true } => Ok(format.encode(text)?.into()),
-            _ => Ok(text.into()),
+            _ => Ok(text.text.as_str().into()),
         }
     }
 
@@ -115,11 +115,11 @@ impl RemoteProposer {
             draft.state.coming = Some((chunk.clone(), place));
             let draw = Draw { position: draft.response.tokens.len() as u32, ..draft.draw };
             let written = String::from_utf8_lossy(&draft.response.text);
-            let text = format!("{}{written}", draft.state.prompt);
+            let text = draft.state.prompt.with(&written);
             let numbered = Numbered { place, draw };
-            match texts.entry((search, text)) {
+            match texts.entry((search, text.text.clone())) {
                 Entry::Occupied(job) => jobs[*job.get()].drafts.push(numbered),
-                Entry::Vacant(vacant) => match self.prompt(&vacant.key().1) {
+                Entry::Vacant(vacant) => match self.prompt(&text) {
                     Err(error) => chunk.fail(error),
                     Ok(prompt) => {
                         let (steps, sampling) = (draft.steps, draft.sampling);
@@ -141,7 +141,9 @@ impl Proposer for RemoteProposer {
 
     fn prepare(&self, prompt: &Prompt, _: &Lifetime) -> Result<RemotePrompt> {
         let (text, tokens) = match (&self.format, prompt) {
-            (RemoteFormat::Template(template), Prompt::Text(text)) => (template.render(text), None),
+            (RemoteFormat::Template(template), Prompt::Text(text)) => {
+                (PromptText { text: template.render(text), is_chat: false }, None)
+            }
             (RemoteFormat::Template(_), Prompt::Chat(_)) => {
                 let reason = "is needed for a conversation: the folder of the base model's own \
                               chat template";
@@ -153,7 +155,7 @@ impl Proposer for RemoteProposer {
                 (text, Some(tokens.len()))
             }
         };
-        if text.is_empty() {
+        if text.text.is_empty() {
             return Err(Error::EmptyPrompt { model: "base" });
         }
         Ok(RemotePrompt { text, tokens })
@@ -177,7 +179,7 @@ impl Proposer for RemoteProposer {
 
     fn open(&mut self, prompts: &[&RemotePrompt]) -> Result<Vec<RemoteState>> {
         let state = |prompt: &&RemotePrompt| {
-            let prompt = prompt.text.as_str().into();
+            let prompt = Arc::new(prompt.text.clone());
             RemoteState { prompt, coming: None }
         };
         Ok(prompts.iter().map(state).collect())

@@ -1,0 +1,137 @@
+//! A model's folder, described but not loaded.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::models::Reading;
+use crate::engine::config::EndToken;
+use crate::engine::{Config, ModelFiles};
+use crate::error::{Error, Result};
+use crate::folder::Notes;
+use crate::hash::Fnv;
+use crate::server::say;
+use crate::text::Tokenizer;
+use crate::weights::Checkpoint;
+
+/// Files that a model's answers depend on beside its weights.
+const SMALL_FILES: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+];
+
+/// A name for what is in a model's folder, wherever it lies: of its small files and of
+/// [`Checkpoint::fingerprint`].
+pub fn fingerprint(folder: &Path) -> Result<String> {
+    let mut hash = Fnv::seeded(Checkpoint::open(folder)?.fingerprint());
+    for name in SMALL_FILES {
+        let path = folder.join(name);
+        if path.is_file() {
+            hash.add(name.as_bytes());
+            hash.add(&std::fs::read(&path).map_err(Error::io("read", path))?);
+        }
+    }
+    Ok(format!("{:016x}", hash.finish()))
+}
+
+/// A model that has been described but not loaded.
+pub struct Described {
+    pub folder: PathBuf,
+    pub config: Config,
+    pub tokenizer: Arc<Tokenizer>,
+    /// What ends a text, and the files that say so.
+    pub ends: Vec<EndToken>,
+    /// What its user should know.
+    pub notes: Notes,
+}
+
+impl Described {
+    pub fn open(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            let reason = std::io::Error::other("it is not a folder with a model in it");
+            return Err(Error::io("open", folder)(reason));
+        }
+        let ModelFiles { config, mut notes, .. } = ModelFiles::open(folder)?;
+        let tokenizer = Arc::new(Tokenizer::open(folder)?);
+        if tokenizer.len() > config.vocab {
+            return Err(Error::Tokenizer {
+                path: folder.join("tokenizer.json"),
+                reason: format!(
+                    "has ids up to {}, but the model's vocab_size is {}",
+                    tokenizer.len() - 1,
+                    config.vocab
+                ),
+            });
+        }
+        notes.extend(tokenizer.notes().clone());
+        let has_row = |&token: &u32| (token as usize) < config.vocab;
+        if let Some(token) = tokenizer.eos().filter(|token| !has_row(token)) {
+            notes.warn(format!(
+                "{}: the tokenizer's end token {token} has no row in the model, whose vocab_size is {}; \
+                 it ends no text",
+                folder.display(),
+                config.vocab
+            ));
+        }
+        let ends = config.ends.all(tokenizer.eos().filter(has_row));
+        let described = Self { folder: folder.to_owned(), config, tokenizer, ends, notes };
+        let remark = described.ends_remark();
+        let notes =
+            Notes { remarks: [described.notes.remarks, remark].concat(), ..described.notes };
+        Ok(Self { notes, ..described })
+    }
+
+    /// The same, with its warnings written to stderr, each once in a process.
+    pub fn warned(self) -> Self {
+        static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in &self.notes.warnings {
+            if said.insert(warning.clone()) {
+                say(format_args!("warning: {warning}"));
+            }
+        }
+        self
+    }
+
+    pub fn name(&self) -> String {
+        self.folder.display().to_string()
+    }
+
+    /// Refuses flags with which it could read no prompt.
+    pub fn check(&self, reading: &Reading) -> Result<()> {
+        if reading.chat {
+            self.tokenizer.require_chat_template()?;
+        }
+        self.tokenizer.encode("", reading.bos).map(drop)
+    }
+
+    /// The token that ends a text that this model reads.
+    pub fn end(&self) -> Option<u32> {
+        self.ends.first().map(|end| end.id)
+    }
+
+    /// Tokens that end this model's texts.
+    pub fn eos(&self) -> Vec<u32> {
+        self.ends.iter().map(|end| end.id).collect()
+    }
+
+    /// An end token, for people: `</s> (2), named by config.json`.
+    pub fn shown(&self, end: &EndToken) -> String {
+        let name = self.tokenizer.name(end.id).unwrap_or("?");
+        format!("{name} ({}), named by {}", end.id, end.sources.join(" and "))
+    }
+
+    /// Where the files that name end tokens do not name the same ones.
+    fn ends_remark(&self) -> Vec<String> {
+        let most = self.ends.iter().map(|end| end.sources.len()).max().unwrap_or(0);
+        if self.ends.iter().all(|end| end.sources.len() == most) {
+            return Vec::new();
+        }
+        vec!["its files differ in the tokens that end a text; each of them does".into()]
+    }
+}
