@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes the tiny random checkpoints in tests/golden, and what transformers computes with them.
 
-    python3 -m venv .venv && .venv/bin/pip install torch transformers tokenizers safetensors numpy
+    python3 -m venv .venv && .venv/bin/pip install torch transformers tokenizers safetensors numpy jinja2
+    .venv/bin/pip install --no-deps peft
     .venv/bin/python tools/make_golden.py --out tests/golden
 
 Nothing is downloaded: tokenizers are trained on the text in golden/vocabularies.py, weights are
@@ -9,6 +10,9 @@ drawn. Written are
 
     NAME/            a checkpoint as save_pretrained writes it, and golden.json: logits, log-probs
     text.json        what the tokenizers and chat templates make of difficult texts
+    templates.json   what the chat templates in templates/ make of conversations
+    jinja.json       what Jinja2 makes of small templates
+    settings.json    the settings that a checkpoint's files can have
     gains.json       the gain of whole texts for a tuned and an untuned model
     README.md        what there is, with the versions that it was made with
 
@@ -40,6 +44,9 @@ from golden.checkpoints import (
 )
 from golden.checks import check_files, check_scaling_matters, check_window_matters
 from golden.files import versions, write_json
+from golden.jinja import write_jinja
+from golden.settings import write_settings
+from golden.templates import origins_table, write_templates
 from golden.values import chat_cases, gain_cases, golden_values, text_cases
 from golden.vocabularies import (
     LLAMA_VOCAB,
@@ -87,6 +94,9 @@ def main() -> None:
     chats = [case for name in chat for case in chat_cases(args.out, name)]
     write_json(args.out / "text.json", texts + chats)
     write_json(args.out / "gains.json", [c for pair in PAIRS for c in gain_cases(args.out, *pair)])
+    write_templates(args.out)
+    write_jinja(args.out)
+    write_settings(args.out)
     write_readme(args.out)
 
 
@@ -109,7 +119,8 @@ def quiet_and_deterministic() -> None:
 
 def write_readme(out: Path) -> None:
     made_with = ", ".join(f"{name} {version}" for name, version in versions().items())
-    (out / "README.md").write_text(README.format(made_with=made_with), "utf-8")
+    readme = README.format(made_with=made_with, origins=origins_table())
+    (out / "README.md").write_text(readme, "utf-8")
 
 
 README = textwrap.dedent("""\
@@ -118,11 +129,12 @@ README = textwrap.dedent("""\
     Tiny checkpoints with random weights, and what transformers computes with them in float64.
     Written by
 
-        python3 -m venv .venv && .venv/bin/pip install torch transformers tokenizers safetensors numpy
+        python3 -m venv .venv && .venv/bin/pip install torch transformers tokenizers safetensors numpy jinja2
+        .venv/bin/pip install --no-deps peft
         .venv/bin/python tools/make_golden.py --out tests/golden
 
     with {made_with}.
-    Nothing here is edited by hand, this file neither.
+    Nothing here is edited by hand, this file neither; `templates/` is as it was found.
 
     | folder | model | file | what is special |
     |---|---|---|---|
@@ -148,6 +160,21 @@ README = textwrap.dedent("""\
       tokenizer without special tokens; behind the latter comes the end token where `eos` is true.
       Scored are the `tokens` behind the longest common beginning of both; never the very first
       token, which nothing predicts (see the cases with an empty prompt).
+
+    - `templates.json`: what transformers' `apply_chat_template` makes of `messages` on 2024-07-26,
+      with a generation prompt and without tools: `rendered`, or the `error` that it raises. A
+      message of the role `developer` is one of `system` where the template has no such string.
+      `left_out` is the index of a message that the text does not depend on: the last one, or one
+      of another role than `user` and `assistant`.
+    - `jinja.json`: small templates as jinja2 renders them in transformers' environment, each behind
+      the `prefix` in the first line.
+    - `settings.json`: by file and class, every field that transformers reads, and peft's
+      `LoraConfig`, with its default; `legacy` has names that only older versions wrote.
+
+    The chat templates in `templates/` are models' own, byte for byte as a package carries them. The
+    licence is that package's; a model's own licence may say more about its template.
+
+    {origins}
 
     How transformers 5 spells what older versions wrote, both of which are in use:
 

@@ -98,32 +98,48 @@ pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
 
     let month_name = MONTHS[month as usize - 1];
     let weekday = WEEKDAYS[(days % 7) as usize];
+    let (hour, minute) = (second / 3_600, second / 60 % 60);
     let mut text = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            text.push(c);
-            continue;
-        }
-        text += &match chars.next() {
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        text.push_str(&rest[..at]);
+        let unpadded = rest[at + 1..].strip_prefix('-');
+        let field = unpadded.unwrap_or(&rest[at + 1..]);
+        let number = |value: u64, width: usize| match unpadded {
+            Some(_) => value.to_string(),
+            None => format!("{value:0width$}"),
+        };
+        let name = field.chars().next();
+        text += &match name {
             Some('Y') => year.to_string(),
-            Some('y') => format!("{:02}", year % 100),
-            Some('m') => format!("{month:02}"),
+            Some('y') => number(year % 100, 2),
+            Some('m') => number(month, 2),
             Some('B') => month_name.to_owned(),
-            Some('b') => month_name[..3].to_owned(),
-            Some('d') => format!("{day:02}"),
+            Some('b' | 'h') => month_name[..3].to_owned(),
+            Some('d') => number(day, 2),
+            Some('e') if unpadded.is_none() => format!("{day:2}"),
+            Some('e') => day.to_string(),
+            Some('j') => number(self::days(year, month, day) - self::days(year, 1, 1) + 1, 3),
             Some('A') => weekday.to_owned(),
             Some('a') => weekday[..3].to_owned(),
-            Some('H') => format!("{:02}", second / 3_600),
-            Some('M') => format!("{:02}", second / 60 % 60),
-            Some('S') => format!("{:02}", second % 60),
+            Some('H') => number(hour, 2),
+            Some('I') => number((hour + 11) % 12 + 1, 2),
+            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
+            Some('M') => number(minute, 2),
+            Some('S') => number(second % 60, 2),
+            Some('F') => format!("{year}-{month:02}-{day:02}"),
+            Some('D') => format!("{month:02}/{day:02}/{:02}", year % 100),
+            Some('T') => format!("{hour:02}:{minute:02}:{:02}", second % 60),
+            Some('R') => format!("{hour:02}:{minute:02}"),
             Some('%') => "%".to_owned(),
             other => {
                 let field = other.map_or_else(String::new, String::from);
                 return Err(format!("strftime_now: %{field} in {format:?} is not supported"));
             }
         };
+        rest = &field[name.map_or(0, char::len_utf8)..];
     }
+    text.push_str(rest);
     Ok(text)
 }
 
@@ -139,6 +155,15 @@ mod tests {
         assert_eq!(written(951_782_400), "Tuesday Tue 29 February Feb 2000 00-02 00:00:00%");
         assert_eq!(written(1_735_689_599), "Tuesday Tue 31 December Dec 2024 24-12 23:59:59%");
         assert_eq!(written(1_735_689_600), "Wednesday Wed 01 January Jan 2025 25-01 00:00:00%");
+        let written = |seconds| strftime("%-d/%-m/%-y %e %j %I%p %-I %F %T %D %R é%%", seconds);
+        assert_eq!(
+            written(951_782_400 + 47_100).unwrap(),
+            "29/2/0 29 060 01PM 1 2000-02-29 13:05:00 02/29/00 13:05 é%"
+        );
+        assert_eq!(
+            written(1_735_689_600).unwrap(),
+            "1/1/25  1 001 12AM 12 2025-01-01 00:00:00 01/01/25 00:00 é%"
+        );
         assert!(strftime("%Q", 0).unwrap_err().contains("%Q"));
         assert!(strftime("%", 0).is_err());
     }

@@ -12,7 +12,7 @@ mod stop;
 mod tokenizer;
 
 pub use bytes::complete_utf8;
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Message, SpecialTokens};
 pub use date::Date;
 pub use library::panics_are_caught;
 pub use prompt::{Prompt, PromptFormat, PromptText, Template};

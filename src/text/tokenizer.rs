@@ -108,7 +108,7 @@ impl Tokenizer {
         let unusable = |reason: String| Error::Tokenizer { path: folder.join(TOKENIZER), reason };
         let Library { inner, notes } = Library::open(folder, json, &side)?;
         let chat_template = template.map(|(source, origin)| {
-            ChatTemplate::new(&source, &origin, side.named("bos_token"), side.named("eos_token"))
+            ChatTemplate::new(&source, &origin, side.named.clone())
         });
         let spelling = Spelling::of(inner.get_decoder()).map_err(|name| {
             unusable(format!(

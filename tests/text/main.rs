@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod chat;
 mod fixtures;
 mod golden;
 mod prompt;

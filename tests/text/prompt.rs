@@ -68,17 +68,17 @@ fn chat_templates_run_as_in_transformers() {
     assert_eq!(chat("[{{ eos_token }}{{ missing }}]", &[]).unwrap(), "[]");
     assert_eq!(
         chat(
-            "{% for m in messages %}{% if m.role == 'user' %}{% break %}{% endif %}{% endfor %}.",
+            "{% for m in messages %}{{ m.content[:2] }}{% if m.role == 'user' %}{% break %}{% endif %}{% endfor %}.",
             &user
         )
         .unwrap(),
-        "."
+        "<a."
     );
     let year = chat("{{ strftime_now('%Y') }}", &[]).unwrap();
     assert!(year.parse::<u32>().unwrap() >= 2024);
     assert_eq!(
         chat("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}\
-              {{ ns.n }}{{ messages[0].role.upper() }}{{ messages[-1]['role'].startswith('us') }}", &user)
+              {{ ns.n }}{{ messages[0].role.upper() }}{{ messages[-1]['content'].startswith('<a') }}", &user)
             .unwrap(),
         "1USERTrue"
     );

@@ -1,8 +1,4 @@
-#!/usr/bin/env python3
-"""Writes down which settings a checkpoint's files can have, with their defaults.
-
-    .venv/bin/pip install transformers && .venv/bin/pip install --no-deps peft
-    .venv/bin/python tools/golden/settings.py --out tests/golden/settings.json
+"""The settings that a checkpoint's files can have, with their defaults.
 
 Fields come from the classes that read the files: what their dataclass or `__init__` declares, what
 they take out of their `kwargs`, and what `attribute_map` renames. Names that only older versions
@@ -10,7 +6,6 @@ wrote, and that no class names any more, are listed here by hand. A default that
 a string, as Python writes it; a field without a default is null.
 """
 
-import argparse
 import ast
 import dataclasses
 import importlib.util
@@ -38,7 +33,7 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import RopeParameters, RotaryEmbeddingConfigMixin
 
-Json = dict[str, Any]
+from golden.files import Json
 
 CONFIGS = {
     "base": PreTrainedConfig,
@@ -154,14 +149,9 @@ TOKENIZER_LEGACY = {
 KWARGS = ("kwargs", "init_kwargs", "local_kwargs")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("tests/golden/settings.json"))
-    out = parser.parse_args().out
+def write_settings(out: Path) -> None:
     text = json.dumps(settings(), ensure_ascii=False, indent=1, allow_nan=False)
-    out.write_text(text + "\n", "utf-8")
+    (out / "settings.json").write_text(text + "\n", "utf-8")
 
 
 def settings() -> Json:
@@ -326,7 +316,3 @@ def plain(value: Any) -> Any:
             return value
         case _:
             return str(value)
-
-
-if __name__ == "__main__":
-    main()
