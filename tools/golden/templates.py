@@ -1,7 +1,7 @@
 """What transformers makes of conversations with the chat templates that people's models have."""
 
 import datetime
-
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -14,8 +14,12 @@ from transformers.utils import chat_template_utils
 
 from golden.files import Json, write_json
 
+# They are read, not written.
+FOLDER = Path(__file__).parents[2] / "tests/golden/templates"
 # When a template asks for the day.
 DATE = datetime.datetime(2024, 7, 26)
+
+Render = Callable[[list[dict[str, str]]], str]
 
 
 class Origin(NamedTuple):
@@ -121,7 +125,8 @@ ODD = " \n A {{ system }} <|im_end|>\n"
 CONVERSATIONS = [
     [("user", "Shall I watch it?")],
     [("system", "You are a critic."), ("user", "Shall I watch it?")],
-    [("user", "  Hello 🎬\n"), ("assistant", "Good evening."), ("user", "What's <b>on</b> & 'où'?")],
+    [("user", "  Hello 🎬\n"), ("assistant", "Good evening."),
+     ("user", "What's <b>on</b> & 'où'?")],
     [("system", ""), ("user", "Shall I watch it?")],
     [("developer", "You are a critic."), ("user", "Shall I watch it?")],
     [("system", ODD), ("user", "{% x %} <|eot_id|></s>[INST] \\n \"q\"\t"), ("assistant", ""),
@@ -136,12 +141,12 @@ CONVERSATIONS = [
 ]
 
 
-def template_cases(out: Path) -> list[Json]:
+def template_cases() -> list[Json]:
     """Each template with each conversation."""
     cases = []
     for name, origin in ORIGINS.items():
         # As it is: Python would make another line end of \r\n.
-        source = (out / "templates" / f"{name}.jinja").read_bytes().decode()
+        source = (FOLDER / f"{name}.jinja").read_bytes().decode()
         render = renderer(source, origin.tokens)
         for conversation in CONVERSATIONS:
             messages = [{"role": role, "content": content} for role, content in conversation]
@@ -150,7 +155,8 @@ def template_cases(out: Path) -> list[Json]:
     return cases
 
 
-def renderer(source, tokens):
+def renderer(source: str, tokens: dict[str, str]) -> Render:
+    """A tokenizer's rendering; its vocabulary does not matter."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>")),
         chat_template=source,
@@ -180,8 +186,8 @@ def known_roles(source: str, messages: list[dict[str, str]]) -> list[dict[str, s
     return [m | {"role": "system"} if m["role"] == "developer" else m for m in messages]
 
 
-def outcome(render, messages: list[dict[str, str]]) -> Json:
-    """The text, or why there is none; and which message the text is without, if one should be in."""
+def outcome(render: Render, messages: list[dict[str, str]]) -> Json:
+    """The text, or why there is none; and which message is lost, if one is that should not be."""
     try:
         rendered = render(messages)
     except Exception as error:
@@ -199,7 +205,7 @@ def outcome(render, messages: list[dict[str, str]]) -> Json:
 
 
 def write_templates(out: Path) -> None:
-    cases = template_cases(out)
+    cases = template_cases()
     assert any("left_out" in case for case in cases) and any("error" in case for case in cases)
     write_json(out / "templates.json", cases)
 
