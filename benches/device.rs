@@ -296,7 +296,8 @@ impl<B: Backend> Bench<'_, B> {
             (self.numbers::<f32>(count * vocab)?, self.numbers::<f32>(count * vocab)?);
         let mut logits = self.numbers::<f32>(count * vocab)?;
         self.row("add_guidance", count, 16 * count * vocab, 0, |_| {
-            backend.add_guidance(count, vocab, 1e-9, &tuned, &untuned, &mut logits)
+            let (tuned, untuned) = ((&tuned, vocab), (&untuned, vocab));
+            backend.add_guidance(count, 1e-9, tuned, untuned, (&mut logits, vocab))
         })?;
         // As far apart as a model's; top-p still keeps thousands of them, which is its slow path.
         let peaked = random(7, 15.0, count * vocab).into_iter().map(f32::from);

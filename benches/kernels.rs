@@ -158,7 +158,8 @@ fn heads(c: &mut Criterion) {
     group.throughput(Throughput::Elements((ROWS * VOCAB) as u64));
     group.bench_function("add_guidance", |b| {
         b.iter(|| {
-            cpu.add_guidance(ROWS, VOCAB, 1e-9, &tuned, &untuned, &mut logits).unwrap();
+            let pair = [(&tuned, VOCAB), (&untuned, VOCAB)];
+            cpu.add_guidance(ROWS, 1e-9, pair[0], pair[1], (&mut logits, VOCAB)).unwrap();
         });
     });
     let mut tokens = indices(&cpu, vec![0; ROWS]);

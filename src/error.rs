@@ -161,6 +161,23 @@ pub enum Error {
         new_tokens: usize,
     },
 
+    /// A text has a token that a model has no row for.
+    #[error(
+        "the {model} model has no token {id}{}: its vocabulary has {rows} entries; leave that token out of \
+         the text, or use a model that has it",
+        name.as_ref().map(|name| format!(" ({name:?})")).unwrap_or_default()
+    )]
+    NoSuchToken {
+        /// "base", "tuned" or "untuned".
+        model: &'static str,
+        /// The token.
+        id: u32,
+        /// As the tokenizer that read the text writes it.
+        name: Option<String>,
+        /// Entries of the model's vocabulary: rows of its embedding table.
+        rows: usize,
+    },
+
     /// Two models that must share their vocabulary do not.
     #[error("{a} and {b} do not have the same vocabulary: {reason}")]
     VocabularyMismatch {

@@ -423,16 +423,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
         out: &mut Self::Buffer<f32>,
     ) -> Result<()>;
 
-    /// `logits += weight · (log softmax(tuned) − log softmax(untuned))`, each `[rows, vocab]`:
-    /// emulated fine-tuning (Mitchell et al., arXiv 2310.12962) with weight = 1/β.
+    /// `logits += weight · (log softmax(tuned) − log softmax(untuned))`, each `[rows, vocab]` with a vocab of its
+    /// own: emulated fine-tuning (Mitchell et al., arXiv 2310.12962) with weight = 1/β. Each softmax is over its
+    /// whole row; the logits of tokens that not all three have become −∞.
     fn add_guidance(
         &self,
         rows: usize,
-        vocab: usize,
         weight: f32,
-        tuned: &Self::Buffer<f32>,
-        untuned: &Self::Buffer<f32>,
-        logits: &mut Self::Buffer<f32>,
+        tuned: (&Self::Buffer<f32>, usize),
+        untuned: (&Self::Buffer<f32>, usize),
+        logits: (&mut Self::Buffer<f32>, usize),
     ) -> Result<()>;
 
     /// Picks a token for each of `rows` from its row of `logits: [_, vocab]`.

@@ -22,6 +22,7 @@ mod serve;
 mod settings;
 mod stdout;
 mod tree;
+mod vocabulary;
 
 use std::process::ExitCode;
 

@@ -10,6 +10,7 @@ use super::base::{Base, DescribedBase};
 pub use super::described::{Described, fingerprint};
 pub use super::memory::Bytes;
 use super::memory::Needs;
+use super::vocabulary::{guide_tokens, require_ids, require_same_vocabulary};
 use crate::backend::Backend;
 use crate::engine::{Config, Engine, Limits, Model, Pair};
 use crate::error::{Error, Result};
@@ -194,21 +195,6 @@ impl DescribedPair {
     }
 }
 
-/// Same id → token maps and merges, and equally many entries in the models.
-fn require_same_vocabulary(a: &Described, b: &Described, advice: &str) -> Result<()> {
-    let differ = |reason: String| Error::VocabularyMismatch {
-        a: a.name(),
-        b: b.name(),
-        reason: format!("{reason}; {advice}"),
-    };
-    a.tokenizer.same_vocabulary(&b.tokenizer).map_err(differ)?;
-    if a.config.vocab != b.config.vocab {
-        let (a, b) = (a.config.vocab, b.config.vocab);
-        return Err(differ(format!("{a} entries in the model against {b}")));
-    }
-    Ok(())
-}
-
 /// What a search needs besides the guide's own flags.
 pub struct Plan {
     pub base: Base,
@@ -256,9 +242,12 @@ pub fn load<B: Backend>(
                         .into(),
             });
         }
-        if let (Some(base), Some(_)) = (base.folder(), plan.guidance) {
-            let advice = "--method eft adds logits entry by entry and needs the same vocabulary";
-            require_same_vocabulary(base, &pair.tuned, advice)?;
+        // Where the guide takes the base's ids, that was looked at already.
+        if let (Some(base), Some(_), GuideTokens::Text) =
+            (base.folder(), plan.guidance, pair.tokens)
+        {
+            let advice = "--method eft adds logits token by token";
+            require_ids(base, pair, advice)?;
         }
         if plan.guidance.is_some_and(|strength| !(strength * pair.weight as f32).is_finite()) {
             return Err(Error::flag(
@@ -338,9 +327,8 @@ pub fn load_guide<B: Backend>(
     let tokenizer = first.tuned.tokenizer.clone();
     if tokens == GuideTokens::Ids {
         let advice = "use --guide-tokens text";
-        pairs
-            .iter()
-            .try_for_each(|pair| require_same_vocabulary(&first.tuned, &pair.tuned, advice))?;
+        let mut others = pairs.iter().skip(1);
+        others.try_for_each(|pair| pair.require_tokens_of(&first.tuned, advice))?;
     }
     pairs.iter_mut().for_each(|pair| pair.tokens = tokens);
     let context = pairs.iter().map(|pair| pair.tuned.config.context).max().unwrap_or(0);
@@ -399,36 +387,5 @@ impl<B: Backend> LoadedPair<B> {
         let longest_token = format.tokenizer.longest_token();
         let pair = Arc::new(Mutex::new(pair));
         Ok(WeightedPair { pair, weight, format, tokens, eos, longest_token })
-    }
-}
-
-/// How the base model's responses become this pair's tokens.
-fn guide_tokens(
-    base: Option<&Described>,
-    pair: &DescribedPair,
-    plan: &Plan,
-) -> Result<GuideTokens> {
-    let Some(base) = base else {
-        return match plan.guide_tokens {
-            GuideTokensFlag::Ids => {
-                let reason = "must be text with --base-url: a server does not tell its tokens";
-                Err(Error::flag("--guide-tokens", reason))
-            }
-            GuideTokensFlag::Auto | GuideTokensFlag::Text => Ok(GuideTokens::Text),
-        };
-    };
-    let same = base.tokenizer.same_vocabulary(&pair.tuned.tokenizer);
-    match (plan.guide_tokens, same) {
-        (GuideTokensFlag::Ids, _) if plan.compat => {
-            Err(Error::flag("--guide-tokens", "must be text with --compat reference"))
-        }
-        (GuideTokensFlag::Ids, Err(reason)) => Err(Error::VocabularyMismatch {
-            a: base.name(),
-            b: pair.tuned.name(),
-            reason: format!("{reason}; use --guide-tokens text"),
-        }),
-        (GuideTokensFlag::Auto, Ok(())) if !plan.compat => Ok(GuideTokens::Ids),
-        (GuideTokensFlag::Ids, Ok(())) => Ok(GuideTokens::Ids),
-        _ => Ok(GuideTokens::Text),
     }
 }

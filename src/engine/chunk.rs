@@ -39,14 +39,15 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Adds `weight · (log softmax(tuned) − log softmax(untuned))` to the logits, from those that
-    /// `pair` computed for the same rows.
+    /// `pair` computed for the same rows. Tokens that the pair cannot follow ([`Pair::rows`]) are not drawn.
     pub fn add_guidance(&mut self, weight: f32, pair: &mut Pair<B>) -> Result<()> {
         let Pair { tuned, untuned, .. } = pair;
         tuned.lend(&self.backend)?;
         untuned.lend(&self.backend)?;
-        let (rows, vocab) = (self.batch.rows, self.model.config.vocab);
-        let logits = &mut self.logits;
-        self.backend.add_guidance(rows, vocab, weight, &tuned.logits, &untuned.logits, logits)
+        let logits = (&mut self.logits, self.model.config.vocab);
+        let [tuned, untuned] =
+            [tuned, untuned].map(|engine| (&engine.logits, engine.model.config.vocab));
+        self.backend.add_guidance(self.batch.rows, weight, tuned, untuned, logits)
     }
 
     /// Draws a token for each of `rows`, at most `logit_rows`, from the logits of the row that it

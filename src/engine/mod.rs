@@ -33,6 +33,7 @@ use crate::backend::{Backend, PAGE_LEN, PoolShape};
 use crate::error::{Error, Result};
 use crate::kv_cache::{PageCopy, PagePool};
 use crate::tensor::bf16;
+use crate::text::Tokenizer;
 use batch::Batch;
 use config::Position;
 use rotary::Rotary;
@@ -75,6 +76,29 @@ impl Longest {
             Err(Error::CacheTooShort { model, cache, tokens, new_tokens })
         } else {
             Ok(())
+        }
+    }
+}
+
+/// The tokens that a model has: those with ids below a number.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    /// "base", "tuned" or "untuned".
+    pub model: &'static str,
+    /// Rows of its embedding table, and logits.
+    pub count: usize,
+}
+
+impl Rows {
+    /// An error if one of `tokens`, which `tokenizer` has read, is beyond them.
+    pub fn check(self, tokens: &[u32], tokenizer: &Tokenizer) -> Result<()> {
+        let Self { model, count: rows } = self;
+        match tokens.iter().find(|&&token| token as usize >= rows) {
+            None => Ok(()),
+            Some(&id) => {
+                let name = tokenizer.name(id).map(str::to_owned);
+                Err(Error::NoSuchToken { model, id, name, rows })
+            }
         }
     }
 }

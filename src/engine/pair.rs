@@ -4,12 +4,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Config, Engine, Limits, Longest, Model, Span};
+use super::{Config, Engine, Limits, Longest, Model, Rows, Span};
 use crate::backend::Backend;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv_cache::{PageCopy, PagePool};
 
 /// Tuned and untuned: the same rows at the same positions, one page table over two pools.
+///
+/// Their vocabularies may be of different sizes, one with a token more, or with rows that no token has: each
+/// softmax is over its own model's rows, and only tokens that both have can be run ([`Pair::rows`]).
 pub struct Pair<B: Backend> {
     /// π_tuned
     pub tuned: Engine<B>,
@@ -33,11 +36,10 @@ impl<B: Backend> Pair<B> {
     ) -> Result<Self> {
         let tuned_model = Model::open(&**backend, tuned, None)?;
         let untuned_model = Model::open(&**backend, untuned, Some(&tuned_model))?;
-        same_vocabulary_size(tuned, &tuned_model.config, untuned, &untuned_model.config)?;
         Self::new(backend, tuned_model, untuned_model, limits, proposal_pages)
     }
 
-    /// A pair of models loaded by `backend`, which must have the same vocabulary; see [`Pair::open`].
+    /// A pair of models loaded by `backend`, whose tokens must mean the same; see [`Pair::open`].
     pub fn new(
         backend: &Arc<B>,
         tuned: Model<B>,
@@ -66,6 +68,12 @@ impl<B: Backend> Pair<B> {
     pub fn bytes(backend: &B, configs: [&Config; 2], limits: Limits) -> usize {
         let engine = |config| backend.side_bytes() + Engine::bytes(backend, config, limits);
         configs.into_iter().map(engine).sum()
+    }
+
+    /// The tokens that tuned has, and untuned: what is run must be among both.
+    pub fn rows(&self) -> [Rows; 2] {
+        let rows = |model, engine: &Engine<B>| Rows { model, count: engine.config().vocab };
+        [rows("tuned", &self.tuned), rows("untuned", &self.untuned)]
     }
 
     /// How long a sequence can become that has its pages from `pages`, one of this pair's pools.
@@ -128,21 +136,4 @@ impl<B: Backend> Pair<B> {
 
 fn page_id(page: usize) -> u32 {
     u32::try_from(page).expect("page ids are u32")
-}
-
-/// Models whose logits are compared entry by entry must have equally many.
-pub fn same_vocabulary_size(
-    a: &Path,
-    a_config: &Config,
-    b: &Path,
-    b_config: &Config,
-) -> Result<()> {
-    if a_config.vocab == b_config.vocab {
-        return Ok(());
-    }
-    Err(Error::VocabularyMismatch {
-        a: a.display().to_string(),
-        b: b.display().to_string(),
-        reason: format!("{} entries against {}", a_config.vocab, b_config.vocab),
-    })
 }

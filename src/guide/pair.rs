@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::cached::{Cached, Plan, Share, common, reserved};
 use super::{Guide, Lifetime, Prompt, Score, Scoring};
 use crate::backend::Backend;
-use crate::engine::{Longest, Pair, Span};
+use crate::engine::{Longest, Pair, Rows, Span};
 use crate::error::{Error, Result};
 use crate::kv_cache::{PAGE_LEN, PagePool, Sequence};
 use crate::proposer::{Finish, Response};
@@ -21,8 +21,8 @@ use crate::text::{Bos, PromptFormat, PromptText, Tokenizer, complete_utf8};
 /// How a response becomes the guide's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuideTokens {
-    /// The base model's tokens as they are: both have the same vocabulary. A response that comes
-    /// without tokens is read as text.
+    /// The base model's tokens as they are: they mean the same to both. A response that comes without tokens
+    /// is read as text.
     Ids,
     /// The response's text joined to the guide's prompt and tokenised by the guide.
     Text,
@@ -53,6 +53,11 @@ impl<B: Backend> WeightedPair<B> {
     fn longest(&self) -> Longest {
         let pair = self.pair();
         pair.longest(&pair.pages)
+    }
+
+    /// An error if one of the models has no row for one of these tokens.
+    fn check_rows(&self, rows: [Rows; 2], tokens: &[u32]) -> Result<()> {
+        rows.into_iter().try_for_each(|rows| rows.check(tokens, &self.format.tokenizer))
     }
 
     /// Whether tokens come as they are, and no more of them than a search has been told.
@@ -214,7 +219,7 @@ impl<B: Backend> PairGuide<B> {
         let weighted = &self.pairs[index];
         let tokens = self.tokenise_all(index, items);
         let mut pair = weighted.pair();
-        let (longest, vocab) = (pair.longest(&pair.pages), pair.tuned.config().vocab);
+        let (longest, rows) = (pair.longest(&pair.pages), pair.rows());
 
         // What each item has to run, after rolling back to what is still true.
         let mut plans: Vec<Result<Plan>> = Vec::with_capacity(items.len());
@@ -223,7 +228,7 @@ impl<B: Backend> PairGuide<B> {
             let plan = tokens.and_then(|tokens| {
                 let prompt = cached.prompt.len();
                 longest.check("guide", prompt, tokens.len().saturating_sub(prompt))?;
-                check_vocabulary(&tokens, vocab)?;
+                weighted.check_rows(rows, &tokens)?;
                 Ok(Plan::new(cached, tokens))
             });
             plans.push(plan);
@@ -331,7 +336,7 @@ impl<B: Backend> Guide for PairGuide<B> {
                 let unreadable = || Error::unreadable("guide");
                 let text = weighted.format.render(prompt).map_err(unreadable())?;
                 let tokens = weighted.format.encode(&text).map_err(unreadable())?;
-                check_vocabulary(&tokens, weighted.pair().tuned.config().vocab)?;
+                weighted.check_rows(weighted.pair().rows(), &tokens)?;
                 // Text may have fewer tokens; that is found out while scoring.
                 let new_tokens = if weighted.takes_ids(life) { life.response } else { 1 };
                 let check =
@@ -420,16 +425,5 @@ fn add(total: Score, score: Score, index: usize) -> Score {
         logp_untuned: total.logp_untuned + score.logp_untuned,
         gain: total.gain + score.gain,
         tokens: if index == 0 { score.tokens } else { total.tokens },
-    }
-}
-
-fn check_vocabulary(tokens: &[u32], vocab: usize) -> Result<()> {
-    match tokens.iter().find(|&&token| token as usize >= vocab) {
-        None => Ok(()),
-        Some(token) => Err(Error::VocabularyMismatch {
-            a: "the text".into(),
-            b: "the guide".into(),
-            reason: format!("token {token} is beyond the guide's {vocab} entries"),
-        }),
     }
 }

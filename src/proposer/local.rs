@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Draft, Lifetime, Prompt, Proposer, Unfinished};
 use crate::backend::{Backend, NO_TOKEN, SampleRow};
-use crate::engine::{Engine, Longest, Pair, Span};
+use crate::engine::{Engine, Longest, Pair, Rows, Span};
 use crate::error::{Error, Result};
 use crate::kv_cache::{Mark, PageCopy, PagePool, Sequence};
 use crate::text::PromptFormat;
@@ -20,7 +20,7 @@ pub struct LocalProposer<B: Backend> {
 }
 
 /// A pair that shifts the base model's logits: emulated fine-tuning (Mitchell et al., arXiv
-/// 2310.12962). Its vocabulary must be the base model's.
+/// 2310.12962). Its tokens must mean the same as the base model's; what it does not have is not drawn.
 pub struct Guidance<B: Backend> {
     /// The pair, shared with the guide.
     pub pair: Arc<Mutex<Pair<B>>>,
@@ -96,6 +96,14 @@ impl<B: Backend> LocalProposer<B> {
                 let pair = self.guidance[pair].pair();
                 pair.longest(&pair.proposal_pages)
             }
+        }
+    }
+
+    /// The tokens that all models of a stream have.
+    fn rows(&self, index: usize) -> Vec<Rows> {
+        match index.checked_sub(1) {
+            None => vec![Rows { model: "base", count: self.engine.config().vocab }],
+            Some(pair) => self.guidance[pair].pair().rows().to_vec(),
         }
     }
 
@@ -264,6 +272,8 @@ impl<B: Backend> Proposer for LocalProposer<B> {
                 if tokens.is_empty() {
                     return Err(Error::EmptyPrompt { model: Self::model_name(index) });
                 }
+                let mut rows = self.rows(index).into_iter();
+                rows.try_for_each(|rows| rows.check(&tokens, &format.tokenizer))?;
                 let longest = self.longest(index);
                 longest.check(Self::model_name(index), tokens.len(), life.response)?;
                 Ok(tokens)

@@ -145,6 +145,14 @@ impl Refusal {
                 let code = Some("context_length_exceeded");
                 Self { code, message, ..Self::field(source, "") }
             }
+            Error::NoSuchToken { model, id, name, rows } => {
+                let name = name.as_ref().map(|name| format!(" ({name:?})")).unwrap_or_default();
+                let reason = format!(
+                    "has token {id}{name}, which the {model} model does not have: its vocabulary has {rows} \
+                     entries"
+                );
+                Self::field(source, reason)
+            }
             Error::NoEndToken => {
                 Self::field("eos", "is true, but the guide has no end-of-sequence token")
             }

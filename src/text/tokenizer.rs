@@ -1,10 +1,12 @@
 //! A model's tokenizer, as its folder describes it.
 
+mod vocabulary;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::bytes::{ByteTable, Spelling};
 use super::chat::ChatTemplate;
@@ -107,9 +109,8 @@ impl Tokenizer {
     ) -> Result<Tokenizer> {
         let unusable = |reason: String| Error::Tokenizer { path: folder.join(TOKENIZER), reason };
         let Library { inner, notes } = Library::open(folder, json, &side)?;
-        let chat_template = template.map(|(source, origin)| {
-            ChatTemplate::new(&source, &origin, side.named.clone())
-        });
+        let chat_template = template
+            .map(|(source, origin)| ChatTemplate::new(&source, &origin, side.named.clone()));
         let spelling = Spelling::of(inner.get_decoder()).map_err(|name| {
             unusable(format!(
                 "its decoder ({name}) is not supported; byte-level BPE (ByteLevel) and \
@@ -280,62 +281,6 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// Whether ids mean the same in both: every id has the same token and the same bytes, and
-    /// tokens are merged alike. The error says where they first differ.
-    pub fn same_vocabulary(&self, other: &Tokenizer) -> std::result::Result<(), String> {
-        let (len, other_len) = (self.len(), other.len());
-        let sizes = || {
-            if len == other_len {
-                format!("both have {len} ids")
-            } else {
-                format!("one has {len} ids, the other {other_len}")
-            }
-        };
-        let shown =
-            |name: Option<&str>| name.map_or("absent".to_owned(), |name| format!("{name:?}"));
-        for id in 0..len.max(other_len) as u32 {
-            let (name, other_name) = (self.name(id), other.name(id));
-            if name != other_name {
-                return Err(format!(
-                    "id {id} is {} in one and {} in the other; {}",
-                    shown(name),
-                    shown(other_name),
-                    sizes()
-                ));
-            }
-            // A mark in one may be plain text in the other; the id is still the same token.
-            let both_text = !self.is_special(id) && !other.is_special(id);
-            if both_text && self.bytes(id) != other.bytes(id) {
-                return Err(format!(
-                    "id {id}, {}, stands for other bytes in one than in the other",
-                    shown(name)
-                ));
-            }
-        }
-        let (rules, other_rules) = (self.rules(), other.rules());
-        if rules.kind != other_rules.kind {
-            return Err(format!("one is {}, the other {}", rules.kind, other_rules.kind));
-        }
-        for (what, list, other_list) in [
-            ("merge", &rules.merges, &other_rules.merges),
-            ("scored piece", &rules.pieces, &other_rules.pieces),
-        ] {
-            let differs = (0..list.len().max(other_list.len()))
-                .find(|&index| list.get(index) != other_list.get(index));
-            if let Some(index) = differs {
-                let shown = |value: Option<&Value>| value.map_or("absent".into(), Value::to_string);
-                return Err(format!(
-                    "{what} {index} is {} in one and {} in the other ({} and {} of them)",
-                    shown(list.get(index)),
-                    shown(other_list.get(index)),
-                    list.len(),
-                    other_list.len()
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// The model's own chat template, if it has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
@@ -349,24 +294,6 @@ impl Tokenizer {
         let missing = || Error::NoChatTemplate { folder: self.folder.clone() };
         self.chat_template().ok_or_else(missing)
     }
-
-    /// The model's rules. The library shows them only as JSON, in one form whatever the file's.
-    fn rules(&self) -> Rules {
-        let mut model = serde_json::to_value(self.inner.get_model()).unwrap_or_default();
-        let kind = model["type"].as_str().unwrap_or("unknown").to_owned();
-        let mut list = |key: &str| match model.get_mut(key).map(Value::take) {
-            Some(Value::Array(list)) => list,
-            _ => Vec::new(),
-        };
-        // Only a unigram model's vocabulary is a list: of pieces with their scores.
-        Rules { kind, merges: list("merges"), pieces: list("vocab") }
-    }
-}
-
-struct Rules {
-    kind: String,
-    merges: Vec<Value>,
-    pieces: Vec<Value>,
 }
 
 impl fmt::Debug for Tokenizer {

@@ -9,6 +9,10 @@ mod memory;
 mod resume;
 mod score;
 mod search;
+mod twins;
+
+#[path = "../resized/mod.rs"]
+mod resized;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -386,7 +386,7 @@ fn endless_templates_are_stopped() {
         "{% if",
     ] {
         let started = Instant::now();
-        let rendered = ChatTemplate::new(source, Path::new("x"), None, None).render(&turn, None);
+        let rendered = ChatTemplate::new(source, Path::new("x"), Vec::new()).render(&turn, None);
         assert!(rendered.is_err(), "{source} gives {} bytes", rendered.unwrap().len());
         assert!(started.elapsed() < Duration::from_secs(5), "{source} takes too long");
     }
@@ -415,6 +415,6 @@ proptest! {
         ]), 0..25),
     ) {
         let turn = [Message { role: "user".into(), content: "Hello".into() }];
-        let _ = ChatTemplate::new(&parts.concat(), Path::new("x"), None, None).render(&turn, None);
+        let _ = ChatTemplate::new(&parts.concat(), Path::new("x"), Vec::new()).render(&turn, None);
     }
 }

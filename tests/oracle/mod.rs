@@ -413,18 +413,22 @@ impl Backend for Oracle {
     fn add_guidance(
         &self,
         rows: usize,
-        vocab: usize,
         weight: f32,
-        tuned: &Numbers<f32>,
-        untuned: &Numbers<f32>,
-        logits: &mut Numbers<f32>,
+        (tuned, tuned_vocab): (&Numbers<f32>, usize),
+        (untuned, untuned_vocab): (&Numbers<f32>, usize),
+        (logits, vocab): (&mut Numbers<f32>, usize),
     ) -> Result<()> {
         for row in 0..rows {
-            let range = row * vocab..(row + 1) * vocab;
-            let (tuned, untuned) = (&tuned.values[range.clone()], &untuned.values[range.clone()]);
+            let tuned = &tuned.values[row * tuned_vocab..][..tuned_vocab];
+            let untuned = &untuned.values[row * untuned_vocab..][..untuned_vocab];
             let (t, u) = (log_sum_exp(tuned), log_sum_exp(untuned));
-            for (i, logit) in logits.values[range].iter_mut().enumerate() {
-                *logit += f64::from(weight) * ((tuned[i] - t) - (untuned[i] - u));
+            for i in 0..vocab {
+                let logit = &mut logits.values[row * vocab + i];
+                if i < tuned_vocab && i < untuned_vocab {
+                    *logit += f64::from(weight) * ((tuned[i] - t) - (untuned[i] - u));
+                } else {
+                    *logit = f64::NEG_INFINITY;
+                }
             }
         }
         Ok(())

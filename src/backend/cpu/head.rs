@@ -84,25 +84,27 @@ fn plus_block<S: Lanes>(partials: &mut [LogSumExp], block: Block<'_>) {
     }
 }
 
-/// `logits += weight · (log softmax(tuned) − log softmax(untuned))`
+/// `logits += weight · (log softmax(tuned) − log softmax(untuned))` where all three have the token, and −∞
+/// elsewhere; `pair`: tuned and untuned.
 pub fn add_guidance(
     cpu: &CpuBackend,
-    vocab: usize,
+    rows: usize,
     weight: f32,
-    tuned: &[f32],
-    untuned: &[f32],
-    logits: &mut [f32],
+    pair: [(&[f32], usize); 2],
+    (logits, vocab): (&mut [f32], usize),
 ) {
     let total = |values: &[f32]| {
         let chunks = values.chunks(TASK_PANELS * PANEL);
         chunks.fold(LogSumExp::EMPTY, |total, chunk| log_sum_exp(cpu.isa, total, chunk)).value()
     };
-    let (rows, numbers) = (logits.len() / vocab, logits.len());
-    cpu.by_out_row(rows, numbers, (logits, vocab), |row, logits| {
-        let (tuned, untuned) = (&tuned[row * vocab..][..vocab], &untuned[row * vocab..][..vocab]);
+    cpu.by_out_row(rows, rows * vocab, (logits, vocab), |row, logits| {
+        let [tuned, untuned] = pair.map(|(values, vocab)| &values[row * vocab..][..vocab]);
         let shift = total(untuned) - total(tuned);
-        for ((logit, &tuned), &untuned) in logits.iter_mut().zip(tuned).zip(untuned) {
+        let common = vocab.min(tuned.len()).min(untuned.len());
+        let (common, beyond) = logits.split_at_mut(common);
+        for ((logit, &tuned), &untuned) in common.iter_mut().zip(tuned).zip(untuned) {
             *logit += weight * (tuned - untuned + shift);
         }
+        beyond.fill(f32::NEG_INFINITY);
     });
 }

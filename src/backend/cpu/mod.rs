@@ -430,14 +430,13 @@ impl Backend for CpuBackend {
     fn add_guidance(
         &self,
         rows: usize,
-        vocab: usize,
         weight: f32,
-        tuned: &Buffer<f32>,
-        untuned: &Buffer<f32>,
-        logits: &mut Buffer<f32>,
+        (tuned, tuned_vocab): (&Buffer<f32>, usize),
+        (untuned, untuned_vocab): (&Buffer<f32>, usize),
+        (logits, vocab): (&mut Buffer<f32>, usize),
     ) -> Result<()> {
-        let len = rows * vocab;
-        head::add_guidance(self, vocab, weight, &tuned[..len], &untuned[..len], &mut logits[..len]);
+        let pair = [(&tuned[..], tuned_vocab), (&untuned[..], untuned_vocab)];
+        head::add_guidance(self, rows, weight, pair, (logits, vocab));
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //!
 //! All ops of a backend go to one queue of the device, in order; only `download` waits for it.
 
+mod add_guidance;
 mod advance;
 mod attention;
 mod buffer;
@@ -445,23 +446,12 @@ impl<D: Device> Backend for CudaBackend<D> {
     fn add_guidance(
         &self,
         rows: usize,
-        vocab: usize,
         weight: f32,
-        tuned: &Buffer<D, f32>,
-        untuned: &Buffer<D, f32>,
-        logits: &mut Buffer<D, f32>,
+        tuned: (&Buffer<D, f32>, usize),
+        untuned: (&Buffer<D, f32>, usize),
+        logits: (&mut Buffer<D, f32>, usize),
     ) -> Result<()> {
-        let len = rows * vocab;
-        assert!(tuned.len >= len && untuned.len >= len && logits.len >= len, "[rows, vocab] each");
-        let params = AddGuidanceParams {
-            tuned: tuned.as_ptr(),
-            untuned: untuned.as_ptr(),
-            logits: logits.as_mut_ptr(),
-            vocab: count(vocab),
-            weight,
-        };
-        // SAFETY: the kernel's struct, shapes checked.
-        unsafe { self.by_row("add_guidance", rows, vocab, GUIDANCE_THREADS, &params) }
+        add_guidance::add_guidance(self, rows, weight, [tuned, untuned], logits)
     }
 
     fn sample(

@@ -164,6 +164,8 @@ pub struct AddGuidanceParams {
     pub tuned: *const f32,
     pub untuned: *const f32,
     pub logits: *mut f32,
+    pub tuned_vocab: ::std::os::raw::c_uint,
+    pub untuned_vocab: ::std::os::raw::c_uint,
     pub vocab: ::std::os::raw::c_uint,
     pub weight: f32,
 }
