@@ -47,7 +47,7 @@ macro_rules! on_every_device {
 fn format(folder: &Path) -> PromptFormat {
     let tokenizer = Arc::new(Tokenizer::open(folder).unwrap());
     let template = Template::default();
-    PromptFormat { tokenizer, template, chat: false, date: None, bos: Bos::Never }
+    PromptFormat { tokenizer, template, chat: false, system: None, date: None, bos: Bos::Never }
 }
 
 fn guide<B: Backend>(
