@@ -64,6 +64,7 @@ pub mod error;
 // Floor 1
 pub mod folder;
 pub mod hash;
+pub mod json;
 pub mod philox;
 pub mod tensor;
 // Floor 2: these do not see one another

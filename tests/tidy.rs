@@ -12,6 +12,7 @@ const FLOORS: [(&str, u8); 17] = [
     ("folder", 1),
     ("tensor", 1),
     ("hash", 1),
+    ("json", 1),
     ("philox", 1),
     ("backend", 2),
     ("kv_cache", 2),

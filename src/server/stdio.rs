@@ -10,16 +10,17 @@ use std::collections::HashMap;
 use std::io::{BufRead, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::api::{Api, Reply, takes_body};
+use super::api::{self, Api, takes_body};
 use super::fields::{Fields, Object};
 use super::log::{Tally, say};
 use super::refusal::Refusal;
 use super::wire::read;
+use crate::json::{Json, half_character};
 
 /// Room for what stands around a body in its line.
 const ENVELOPE: usize = 4096;
@@ -28,15 +29,45 @@ const BUFFER: usize = 64;
 
 #[derive(Deserialize)]
 struct Line {
-    id: Value,
+    id: Json,
     path: Option<String>,
     body: Option<Box<RawValue>>,
-    cancel: Option<Value>,
+    cancel: Option<Json>,
 }
 
 impl Fields for Line {}
 
-/// Requests that are being answered, by their ids as JSON; dropping a sender cancels nothing,
+/// A line of the output.
+#[derive(Default, Serialize)]
+struct Reply {
+    id: Json,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<Value>,
+    /// The number of a line that is not taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+}
+
+impl Reply {
+    fn ok(id: &Json, body: Option<Value>) -> Self {
+        Self { id: id.clone(), status: Some(200), body, ..Self::default() }
+    }
+
+    fn event(id: &Json, event: Value) -> Self {
+        Self { id: id.clone(), event: Some(event), ..Self::default() }
+    }
+
+    fn refused(id: &Json, refusal: &Refusal) -> Self {
+        let (status, body) = (Some(refusal.status), Some(refusal.body()));
+        Self { id: id.clone(), status, body, ..Self::default() }
+    }
+}
+
+/// Requests that are being answered, by the names of their ids; dropping a sender cancels nothing,
 /// sending does.
 type Open = Arc<Mutex<HashMap<String, oneshot::Sender<()>>>>;
 
@@ -82,9 +113,10 @@ fn read_lines(limit: usize, lines: &mpsc::Sender<(usize, Result<Vec<u8>, Refusal
     }
 }
 
-fn write(mut lines: mpsc::Receiver<Value>) {
+fn write(mut lines: mpsc::Receiver<Reply>) {
     let mut output = std::io::stdout().lock();
     while let Some(line) = lines.blocking_recv() {
+        let line = serde_json::to_string(&line).expect("plain data becomes JSON");
         let written = writeln!(output, "{line}").and_then(|()| output.flush());
         if written.is_err() {
             // Nobody reads: dropping the receiver ends all who would write.
@@ -97,7 +129,7 @@ async fn answer(
     api: Arc<Api>,
     outstanding: usize,
     mut input: mpsc::Receiver<(usize, Result<Vec<u8>, Refusal>)>,
-    output: mpsc::Sender<Value>,
+    output: mpsc::Sender<Reply>,
 ) {
     api.gate.opened().await;
     let open = Open::default();
@@ -119,11 +151,15 @@ async fn answer(
             Err(refusal) => (Err(refusal), Vec::new()),
         };
         let (id, request) = match line.map(|Object(line)| line) {
+            Ok(Line { id, .. }) if half_character(id.text()).is_some() => {
+                let reason = "holds half of a character (a lone surrogate), which is no text";
+                (Json::default(), Err(Refusal::field("id", reason)))
+            }
             Ok(Line { id, cancel: Some(other), path: None, body: None }) => {
-                let cancel = lock(&open).remove(&other.to_string());
+                let cancel = lock(&open).remove(&name(&other));
                 let cancelled = cancel.is_some_and(|cancel| cancel.send(()).is_ok());
-                let reply = json!({ "id": id, "status": 200, "body": { "cancelled": cancelled } });
-                let _ = output.send(reply).await;
+                let body = json!({ "cancelled": cancelled });
+                let _ = output.send(Reply::ok(&id, Some(body))).await;
                 continue;
             }
             Ok(Line { id, cancel: Some(_), .. }) => {
@@ -136,18 +172,16 @@ async fn answer(
         let (path, body) = match request {
             Ok(request) => request,
             Err(refusal) => {
-                let mut reply = refused(&id, &refusal);
-                reply["line"] = number.into();
+                let reply = Reply { line: Some(number), ..Reply::refused(&id, &refusal) };
                 let _ = output.send(reply).await;
                 continue;
             }
         };
-        let key = id.to_string();
+        let key = name(&id);
         if lock(&open).contains_key(&key) {
             let refusal = Refusal::field("id", "is that of a request that is being answered");
             // Its number tells it from that request's own answer.
-            let mut reply = refused(&id, &refusal);
-            reply["line"] = number.into();
+            let reply = Reply { line: Some(number), ..Reply::refused(&id, &refusal) };
             let _ = output.send(reply).await;
             continue;
         }
@@ -159,7 +193,7 @@ async fn answer(
             let work = request_of(&api, &id, &path, body.as_deref(), &output);
             let last = tokio::select! {
                 last = work => last,
-                Ok(()) = cancelled => refused(&id, &Refusal::cancelled()),
+                Ok(()) = cancelled => Reply::refused(&id, &Refusal::cancelled()),
                 () = output.closed() => return,
             };
             lock(&open).remove(&key);
@@ -171,32 +205,34 @@ async fn answer(
 }
 
 /// The id of a line that has one, whatever else is wrong with it.
-fn id_of(line: &[u8]) -> Value {
+fn id_of(line: &[u8]) -> Json {
     #[derive(Deserialize)]
     struct Named {
-        id: Value,
+        id: Json,
     }
     let is_object = line.trim_ascii_start().starts_with(b"{");
     let named = is_object.then(|| serde_json::from_slice(line).ok()).flatten();
-    named.map(|Named { id }| id).unwrap_or_default()
+    let id = named.map(|Named { id }| id).filter(|id| half_character(id.text()).is_none());
+    id.unwrap_or_default()
+}
+
+/// What an id goes by: a string by what it says, however that is escaped.
+fn name(id: &Json) -> String {
+    id.string().map_or_else(|| id.to_string(), |text| json!(text).to_string())
 }
 
 fn lock(open: &Open) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<()>>> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn refused(id: &Value, refusal: &Refusal) -> Value {
-    json!({ "id": id, "status": refusal.status, "body": refusal.body() })
-}
-
 /// Answers one request; returns the last line about it.
 async fn request_of(
     api: &Api,
-    id: &Value,
+    id: &Json,
     path: &str,
     body: Option<&RawValue>,
-    output: &mpsc::Sender<Value>,
-) -> Value {
+    output: &mpsc::Sender<Reply>,
+) -> Reply {
     let reply = match body {
         Some(body) if takes_body(path) => {
             api.post(path, body.get().as_bytes(), &Tally::default()).await
@@ -208,17 +244,17 @@ async fn request_of(
         }),
     };
     match reply {
-        Ok(Reply::Json(body)) => json!({ "id": id, "status": 200, "body": body }),
-        Ok(Reply::Text(_, text)) => json!({ "id": id, "status": 200, "body": text }),
-        Ok(Reply::Stream(mut events)) => {
+        Ok(api::Reply::Json(body)) => Reply::ok(id, Some(body)),
+        Ok(api::Reply::Text(_, text)) => Reply::ok(id, Some(text.into())),
+        Ok(api::Reply::Stream(mut events)) => {
             while let Some(event) = events.recv().await {
                 match event {
-                    Ok(event) => _ = output.send(json!({ "id": id, "event": event })).await,
-                    Err(refusal) => return refused(id, &refusal),
+                    Ok(event) => _ = output.send(Reply::event(id, event)).await,
+                    Err(refusal) => return Reply::refused(id, &refusal),
                 }
             }
-            json!({ "id": id, "status": 200 })
+            Reply::ok(id, None)
         }
-        Err(refusal) => refused(id, &refusal),
+        Err(refusal) => Reply::refused(id, &refusal),
     }
 }

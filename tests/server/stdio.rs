@@ -2,8 +2,8 @@ use std::io::Write;
 
 use super::*;
 
-/// `trimtab stdio` with lines on its input, until its output ends.
-fn run(input: &[u8], flags: &[&str]) -> (Vec<Value>, Option<i32>) {
+/// What `trimtab stdio` writes when it gets this input, and its exit code.
+fn output(input: &[u8], flags: &[&str]) -> (String, Option<i32>) {
     let mut command = trimtab();
     command.arg("stdio").args(models()).args(flags);
     let mut child =
@@ -13,9 +13,13 @@ fn run(input: &[u8], flags: &[&str]) -> (Vec<Value>, Option<i32>) {
     let writer = std::thread::spawn(move || stdin.write_all(&input).unwrap());
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    (lines, output.status.code())
+    (String::from_utf8(output.stdout).unwrap(), output.status.code())
+}
+
+/// The same as values.
+fn run(input: &[u8], flags: &[&str]) -> (Vec<Value>, Option<i32>) {
+    let (text, code) = output(input, flags);
+    (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), code)
 }
 
 fn of(lines: &[Value], id: Value) -> Vec<&Value> {
@@ -131,6 +135,54 @@ fn bad_lines_get_error_lines() {
     assert!(said(1).starts_with("the line is not a valid request: EOF"), "{}", said(1));
     assert_eq!(said(7), "the line must be an object");
     assert_eq!(said(2 * cases.len() - 1), "the line is larger than 8192 bytes");
+}
+
+/// Goal: ids come back as they were written, so that two numbers that are one float stay two ids; a string is
+/// known by what it says.
+#[test]
+fn ids_come_back_as_they_were_written() {
+    let ids = [
+        "340282366920938463463374607431768211457",
+        "340282366920938463463374607431768211456",
+        "1.0",
+        "1e3",
+        "1e400",
+        "[1.0, {\"b\":1,\"a\":2}]",
+        "\"\\u00e9\\/\"",
+        "null",
+    ];
+    let line = |id: &&str| format!("{{\"id\":{id},\"path\":\"/health\"}}\n");
+    let bad = |id: &&str| format!("{{\"id\":{id},\"path\":\"/health\",\"more\":1}}\n");
+    let input: String = ids.iter().map(line).chain(ids.iter().map(bad)).collect();
+    let written = output(input.as_bytes(), &[]).0;
+    for id in ids {
+        let starts = format!("{{\"id\":{id},\"status\":");
+        let mut statuses: Vec<&str> =
+            written.lines().filter_map(|line| line.strip_prefix(&starts)?.get(..3)).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, ["200", "400"], "{id}: {written}");
+    }
+    // A request is cancelled by its own id, not by one that is near it.
+    let mut long = long_search("The film");
+    long["n"] = 30.into();
+    let big = "18446744073709551617";
+    let input = format!(
+        "{{\"id\":{big},\"path\":\"/v1/completions\",\"body\":{long}}}\n\
+         {{\"id\":\"\\u00e9\",\"path\":\"/v1/completions\",\"body\":{long}}}\n\
+         {{\"id\":1,\"cancel\":18446744073709551616}}\n\
+         {{\"id\":2,\"cancel\":{big}}}\n\
+         {{\"id\":3,\"cancel\":\"é\"}}\n"
+    );
+    let (lines, _) = run(input.as_bytes(), &[]);
+    let cancelled = |id: i32| of(&lines, json!(id))[0]["body"]["cancelled"].as_bool().unwrap();
+    assert_eq!([1, 2, 3].map(cancelled), [false, true, true]);
+    // No line is written that others may not read.
+    let half = output(b"{\"id\":\"\\ud800\",\"path\":\"/health\"}\n", &[]).0;
+    assert!(half.starts_with("{\"id\":null,\"status\":400,"), "{half}");
+    assert!(
+        half.contains("`id` holds half of a character") && half.contains("\"line\":1"),
+        "{half}"
+    );
 }
 
 /// Goal: a request can be cancelled, its id is taken while it runs, and nobody is answered twice.
