@@ -11,6 +11,7 @@ mod device;
 mod input;
 mod inspect;
 mod judge;
+mod line;
 mod memory;
 mod models;
 mod output;

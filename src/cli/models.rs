@@ -316,7 +316,7 @@ pub fn load<B: Backend>(
 pub fn load_guide<B: Backend>(
     backend: &Arc<B>,
     guide: &GuideArgs,
-    tokens: GuideTokens,
+    tokens: GuideTokensFlag,
     kv_memory: Option<Bytes>,
 ) -> Result<(PairGuide<B>, Arc<Tokenizer>)> {
     let mut pairs =
@@ -325,12 +325,17 @@ pub fn load_guide<B: Backend>(
         return Err(Error::flag("--tuned", "and --untuned (or --guide) are needed"));
     };
     let tokenizer = first.tuned.tokenizer.clone();
-    if tokens == GuideTokens::Ids {
+    if tokens == GuideTokensFlag::Ids {
         let advice = "use --guide-tokens text";
         let mut others = pairs.iter().skip(1);
         others.try_for_each(|pair| pair.require_tokens_of(&first.tuned, advice))?;
     }
-    pairs.iter_mut().for_each(|pair| pair.tokens = tokens);
+    // Ids are of the first pair's vocabulary.
+    for pair in &mut pairs {
+        let text = tokens == GuideTokensFlag::Text
+            || tokenizer.same_vocabulary(&pair.tuned.tokenizer).is_err();
+        pair.tokens = if text { GuideTokens::Text } else { GuideTokens::Ids };
+    }
     let context = pairs.iter().map(|pair| pair.tuned.config.context).max().unwrap_or(0);
     let needs = Needs {
         base: None,

@@ -9,16 +9,38 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::input::Item;
+use super::line::json_line;
 use super::resume::{self, Kept};
 use super::stdout::STDOUT;
 use crate::error::{Error, Result};
-use crate::search::{Chunk, Outcome};
+use crate::guide::GuideTokens;
+use crate::json::Json;
+use crate::search::{Chunk, Outcome, Settings};
 use crate::text::Prompt;
+
+/// The fields that an answer or an error may have, which no other field of a prompt can be called.
+pub const ANSWER: &[&str] = &[
+    "id",
+    "prompt",
+    "response",
+    "gain",
+    "logp_tuned",
+    "logp_untuned",
+    "tokens",
+    "finish_reason",
+    "eos",
+    "stop_reason",
+    "seed",
+    "method",
+    "guide_tokens",
+    "token_ids",
+    "error",
+];
 
 /// An answer.
 #[derive(Serialize)]
 pub struct Answer<'a> {
-    pub id: &'a Value,
+    pub id: &'a Json,
     pub prompt: &'a Prompt,
     pub response: String,
     pub gain: Option<f64>,
@@ -26,32 +48,54 @@ pub struct Answer<'a> {
     pub logp_untuned: Option<f64>,
     pub tokens: usize,
     pub finish_reason: &'static str,
+    /// Whether the guide scored an end-of-sequence token behind the response.
+    pub eos: bool,
+    /// The stop string behind the response, which the guide scored too.
+    pub stop_reason: Option<String>,
     pub seed: u64,
     pub method: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guide_tokens: Option<GuideTokens>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<&'a [u32]>,
+}
+
+/// What all answers of a run have in common.
+pub struct Common<'a> {
+    pub settings: &'a Settings,
+    pub method: &'a str,
+    /// What the guide reads, if there is one.
+    pub guide: Option<GuideTokens>,
+    /// `--token-ids`
+    pub token_ids: bool,
 }
 
 impl<'a> Answer<'a> {
     /// From a search's outcome; without a guide there is no gain.
     pub fn new(
-        id: &'a Value,
+        id: &'a Json,
         prompt: &'a Prompt,
-        outcome: &Outcome,
-        guided: bool,
-        seed: u64,
-        method: &'a str,
+        outcome: &'a Outcome,
+        common: &Common<'a>,
     ) -> Self {
-        let score = guided.then_some(outcome.score);
+        let Common { settings, method, guide, token_ids } = *common;
+        let Outcome { response, finish, .. } = outcome;
+        let score = guide.map(|_| outcome.score);
         Self {
             id,
             prompt,
-            response: outcome.response.to_text(),
+            response: response.to_text(),
             gain: score.map(|score| score.gain),
             logp_tuned: score.map(|score| score.logp_tuned),
             logp_untuned: score.map(|score| score.logp_untuned),
-            tokens: outcome.response.tokens.len(),
-            finish_reason: outcome.finish.reason(),
-            seed,
+            tokens: response.tokens.len(),
+            finish_reason: finish.reason(),
+            eos: settings.scores_end(*finish),
+            stop_reason: response.stop_string(),
+            seed: settings.seed,
             method,
+            guide_tokens: guide.filter(|_| token_ids),
+            token_ids: response.token_ids().filter(|_| token_ids),
         }
     }
 }
@@ -59,31 +103,25 @@ impl<'a> Answer<'a> {
 /// A prompt that could not be answered.
 #[derive(Serialize)]
 pub struct Failure<'a> {
-    pub id: &'a Value,
+    pub id: &'a Json,
     pub error: String,
 }
 
 /// One step of a search in a trace file.
 #[derive(Serialize)]
 struct TraceLine<'a> {
-    id: &'a Value,
+    id: &'a Json,
     line: usize,
     chunk: usize,
     #[serde(flatten)]
     content: &'a Chunk,
 }
 
-/// A JSON line with its line break.
-pub fn json_line(value: &impl Serialize) -> Vec<u8> {
-    let mut line = serde_json::to_vec(value).expect("plain data becomes JSON");
-    line.push(b'\n');
-    line
-}
-
 /// A search's steps as lines of a trace file.
-pub fn trace_lines(id: &Value, line: usize, trace: &[Chunk]) -> Vec<u8> {
+pub fn trace_lines(id: &Json, line: usize, trace: &[Chunk]) -> Vec<u8> {
     let lines = trace.iter().enumerate();
-    lines.flat_map(|(chunk, content)| json_line(&TraceLine { id, line, chunk, content })).collect()
+    let line = |(chunk, content)| json_line(&TraceLine { id, line, chunk, content });
+    lines.flat_map(line).collect()
 }
 
 /// Where to write, and what must have been written there before.

@@ -8,7 +8,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::input::Item;
+use super::line::Fields;
+use super::output::ANSWER;
 use crate::error::{Error, Result};
+use crate::json::Json;
 use crate::text::Prompt;
 
 /// What stays of an output: whole lines, those of the first items.
@@ -25,7 +28,7 @@ pub struct Kept {
 /// A step in a trace, as far as it says to which search it belongs and whether it is the last.
 #[derive(Deserialize)]
 struct Step {
-    id: Value,
+    id: Json,
     line: usize,
     chunk: usize,
     candidates: Vec<Candidate>,
@@ -98,20 +101,29 @@ pub fn answers(path: &Path, file: &mut File, items: &[Item<Prompt>], retry: bool
             line: index + 1,
             reason: reason.into(),
         };
-        let answer: Value = serde_json::from_slice(&line)
+        let answer = Fields::parse(&line)
             .map_err(|_| refuse("is not an answer of trimtab; --resume cannot go on with it"))?;
         let Some(item) = items.get(index) else {
             return Err(refuse(
                 "there are more answers than prompts; is it another prompts file's?",
             ));
         };
-        let failed = answer.get("error").is_some();
-        let prompt = item.content.as_ref().ok().map(|prompt| serde_json::json!(prompt));
-        let other_prompt = answer.get("prompt").is_some_and(|p| Some(p) != prompt.as_ref());
+        let failed = answer.names().any(|name| name == "error");
         // A prompt that is tried again may have been mended, and have an id now.
         let mended = failed && retry;
-        if !mended && (answer.get("id") != Some(&item.id()) || other_prompt) {
-            return Err(refuse("answers another prompt; is it another prompts file's?"));
+        if !mended {
+            let prompt: Option<Prompt> = answer.get("prompt").ok().flatten();
+            let other_prompt = prompt.is_some() && prompt.as_ref() != item.content.as_ref().ok();
+            let id: Option<Json> = answer.id().ok().flatten();
+            if id != Some(item.id()) || other_prompt || prompt.is_none() && !failed {
+                return Err(refuse("answers another prompt; is it another prompts file's?"));
+            }
+            let handed_on = answer.without(ANSWER);
+            if let Some(name) = handed_on.difference(&item.fields) {
+                let reason =
+                    format!("the prompt has another `{name}`; is it another prompts file's?");
+                return Err(refuse(&reason));
+            }
         }
         retried |= mended;
         if !retried {

@@ -9,9 +9,10 @@ use super::Done;
 use super::base::BaseArgs;
 use super::device::{DeviceArgs, Job};
 use super::input::{self, Item, Shard};
+use super::line::{Fields, json_line_with};
 use super::memory;
 use super::models::{self, GuideArgs, GuideFlag};
-use super::output::{Answer, Failure, Sink, Target, is_stdout, json_line, trace_lines};
+use super::output::{Answer, Common, Failure, Sink, Target, is_stdout, trace_lines};
 use super::progress::Progress;
 use super::settings::SearchArgs;
 use crate::backend::Backend;
@@ -30,7 +31,7 @@ pub struct Args {
     /// The prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "prompts")]
     prompt: Option<String>,
-    /// A file of lines {"prompt": …, "id": …}; - is standard input
+    /// A file of lines {"prompt": …, "id": …}, whose other fields go on to the answers; - is standard input
     #[arg(long, value_name = "FILE.jsonl")]
     prompts: Option<PathBuf>,
 
@@ -60,6 +61,9 @@ pub struct Args {
     /// Print a single answer as a JSON line too
     #[arg(long)]
     json: bool,
+    /// Write the base model's token ids into the answers, a single one's too
+    #[arg(long)]
+    token_ids: bool,
 }
 
 impl Args {
@@ -100,6 +104,7 @@ impl Args {
             "--guide-tokens": format!("{:?}", search.guide_tokens).to_lowercase(),
             "--compat": search.compat.map(|_| "reference"),
             "--bos": format!("{:?}", guide.bos).to_lowercase(),
+            "--token-ids": self.token_ids,
             "--shard": self.shard.map(|shard| format!("{}/{}", shard.index, shard.count)),
         }))
     }
@@ -107,7 +112,8 @@ impl Args {
     fn items(&self) -> Result<Vec<Item<Prompt>>> {
         if let Some(text) = &self.prompt {
             let content = Ok(Prompt::Text(text.clone()));
-            return Ok(vec![Item { line: 1, own_id: None, content }]);
+            let fields = Fields::default();
+            return Ok(vec![Item { line: 1, own_id: None, content, fields }]);
         }
         let Some(path) = &self.prompts else {
             return Err(Error::flag("--prompt", "or --prompts is needed"));
@@ -145,12 +151,22 @@ fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
     if args.concurrency == 0 {
         return Err(Error::flag("--concurrency", "must be at least 1"));
     }
+    if args.token_ids && args.base.base_url.is_some() {
+        let reason = "cannot be with --base-url: a server does not tell its tokens";
+        return Err(Error::flag("--token-ids", reason));
+    }
     let items = args.items()?;
     args.guide.check_system(items.iter().filter_map(|item| item.content.as_ref().ok()))?;
     let in_flight = args.concurrency.min(items.len()).max(1);
     let plan = args.search.plan(args.base.base()?, &settings, in_flight)?;
     let ready = models::load(backend, &plan, &args.guide, args.device.kv_memory)?;
     let asks_for_date = ready.proposer.asks_for_date() || ready.guide.asks_for_date();
+    let common = Common {
+        settings: &settings,
+        method: args.search.method.name(),
+        guide: ready.guide.tokens(),
+        token_ids: args.token_ids,
+    };
     let mut scheduler = Scheduler::new(ready.proposer, ready.guide, plan.in_flight);
     let files = args.output.as_deref().filter(|path| !is_stdout(path));
     let date = asks_for_date.then_some(date);
@@ -166,8 +182,7 @@ fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
     };
     let (mut sink, kept) = Sink::open(&target, &items)?;
     let mut progress = Progress::new(items.len(), kept.finished, "answer tokens");
-    let plain = args.prompt.is_some() && files.is_none() && !args.json;
-    let guided = !args.guide.pairs().is_empty();
+    let plain = args.prompt.is_some() && files.is_none() && !args.json && !args.token_ids;
 
     let mut done = Done::Well;
     if let (Some(file), failed @ 1..) = (files.map(Path::display), kept.failed.len()) {
@@ -179,12 +194,13 @@ fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
     }
     let mut fail = |sink: &mut Sink, progress: &Progress, index: usize, error: &Error| {
         done = Done::WithFailures;
-        let id = &items[index].id();
+        let (id, fields) = (&items[index].id(), &items[index].fields);
         progress.say(format_args!("prompt {id}: {error}"));
         if plain {
             return Ok(());
         }
-        sink.push(index, json_line(&Failure { id, error: error.to_string() }), Vec::new())
+        let failure = Failure { id, error: error.to_string() };
+        sink.push(index, json_line_with(&failure, fields), Vec::new())
     };
     let mut next = kept.finished;
     loop {
@@ -215,8 +231,7 @@ fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
             let answer = if plain {
                 format!("{}\n", outcome.response.to_text()).into_bytes()
             } else {
-                let method = args.search.method.name();
-                json_line(&Answer::new(id, prompt, outcome, guided, settings.seed, method))
+                json_line_with(&Answer::new(id, prompt, outcome, &common), &item.fields)
             };
             sink.push(index, answer, trace)?;
         }

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::cached::{Cached, Plan, Share, common, reserved};
 use super::{Guide, Lifetime, Prompt, Score, Scoring};
@@ -19,7 +20,8 @@ use crate::proposer::{Finish, Response};
 use crate::text::{Bos, PromptFormat, PromptText, Tokenizer, complete_utf8};
 
 /// How a response becomes the guide's tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum GuideTokens {
     /// The base model's tokens as they are: they mean the same to both. A response that comes without tokens
     /// is read as text.
@@ -154,6 +156,11 @@ impl<B: Backend> PairGuide<B> {
     /// The token that ends a text for the first pair.
     pub fn eos(&self) -> Option<u32> {
         self.pairs.first()?.eos
+    }
+
+    /// How responses become the first pair's tokens.
+    pub fn tokens(&self) -> Option<GuideTokens> {
+        Some(self.pairs.first()?.tokens)
     }
 
     /// Tokens that were new to the first pair: those of prompts and of all candidates' chunks. The

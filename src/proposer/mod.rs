@@ -114,6 +114,16 @@ impl Response {
         end - complete_utf8(&self.text[..end]).1
     }
 
+    /// The base model's tokens, where all of their ids are known.
+    pub fn token_ids(&self) -> Option<&[u32]> {
+        Some(&self.tokens[..]).filter(|tokens| !tokens.contains(&UNTOLD))
+    }
+
+    /// The stop string that ended it.
+    pub fn stop_string(&self) -> Option<String> {
+        self.stop.map(|start| String::from_utf8_lossy(&self.text[start..]).into_owned())
+    }
+
     /// The text for people: without the stop string, broken characters replaced.
     pub fn to_text(&self) -> String {
         let end = self.stop.unwrap_or(self.text.len());

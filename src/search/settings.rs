@@ -1,7 +1,7 @@
 //! What a search can be told.
 
 use crate::error::{Error, Result};
-use crate::proposer::{Lifetime, Sampling, StopStrings};
+use crate::proposer::{Finish, Lifetime, Sampling, StopStrings};
 
 /// A search's settings. [`Settings::validate`] says which make no sense.
 #[derive(Clone, Debug)]
@@ -66,6 +66,12 @@ impl Settings {
 
     /// Tokens of a response at most: more than any model's context.
     pub const MAX_TOKENS: usize = 1 << 30;
+
+    /// Whether a guide scores an end-of-sequence token behind a response that ended like this: the paper's
+    /// code does so also behind one that was cut.
+    pub fn scores_end(&self, finish: Finish) -> bool {
+        finish == Finish::Eos || self.compat
+    }
 
     /// How large the search can grow.
     pub fn lifetime(&self) -> Lifetime {

@@ -2,9 +2,11 @@
 //! CPU, and as part of tests/cli_emulator.rs with the GPU's kernels on the emulator.
 #![allow(clippy::unwrap_used)]
 
+mod answers;
 mod bad_input;
 mod bench;
 mod devices;
+mod lines;
 mod memory;
 mod resume;
 mod score;

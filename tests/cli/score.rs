@@ -127,23 +127,23 @@ fn scores_carry_the_ids_of_their_lines() {
     let folder = tempfile::tempdir().unwrap();
     let lines_in = concat!(
         "\u{feff}{\"prompt\":\"The film\",\"response\":\" is\",\"id\":\"a\"}\n",
-        "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":7,\"unknown\":1}\n",
+        "{\"prompt\":\"The film\",\"response\":7,\"id\":7}\n",
         "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":[]}\n",
         "\"The film\"\n",
         "[\"k\"]\n",
-        "{\"prompt\":\"The film\",\"response\":\" is\",\"id\":1e400}\n",
+        "{\"prompt\":\"The film\",\"id\":8}\n",
     );
     let output = score(&write(folder.path(), lines_in), &["--bos", "never"]);
     assert_eq!(output.status.code(), Some(2));
     let answers = lines(&String::from_utf8(output.stdout).unwrap());
     let ids: Vec<Value> = answers.iter().map(|answer| answer["id"].clone()).collect();
-    assert_eq!(ids, ["a".into(), Value::from(7), 3.into(), 4.into(), 5.into(), 6.into()]);
+    assert_eq!(ids, ["a".into(), Value::from(7), 3.into(), 4.into(), 5.into(), 8.into()]);
     for (answer, part) in answers[1..].iter().zip([
-        "unknown field `unknown`",
+        "`response`: invalid type: integer `7`, expected a string",
         "id must be a string or a number",
-        "expected an object {\"prompt\": …, \"response\": …}",
+        "expected an object, {\"prompt\": …}",
         "must be an object, not a list",
-        "number out of range",
+        "`response` is missing; there is `prompt`, `id`",
     ]) {
         let reason = answer["error"].as_str().unwrap();
         assert!(reason.contains(part), "{reason}");

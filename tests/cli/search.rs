@@ -16,6 +16,8 @@ fn an_answer_has_its_fields() {
         "logp_untuned",
         "tokens",
         "finish_reason",
+        "eos",
+        "stop_reason",
         "seed",
         "method",
     ];

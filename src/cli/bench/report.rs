@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bounds::Work;
 use super::machine::Machine;
-use crate::cli::output::json_line;
+use crate::cli::line::json_line;
 use crate::cli::stdout::STDOUT;
 use crate::error::{Error, Result};
 
