@@ -118,6 +118,7 @@ impl BackendArgs {
                 settings: settings.clone(),
                 seed: self.search.seed,
                 guided: !self.guide.pairs().is_empty(),
+                tells_tokens: self.base.base_url.is_none(),
             },
             limits: Limits {
                 body: self.max_body.0,

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::request::Generation;
-use crate::search::{Chunk, Outcome};
+use crate::search::{Chunk, Outcome, Settings};
 
 /// What all objects of one request's answer have in common.
 pub struct Frame {
@@ -12,11 +12,12 @@ pub struct Frame {
     model: String,
     chat: bool,
     method: &'static str,
-    seed: u64,
+    settings: Settings,
     /// Choices of one prompt.
     n: usize,
     guided: bool,
     trace: bool,
+    token_ids: bool,
 }
 
 impl Frame {
@@ -35,16 +36,17 @@ impl Frame {
             model: model.into(),
             chat: request.chat,
             method: request.method.name(),
-            seed: request.settings.seed,
+            settings: request.settings.clone(),
             n: request.n,
             guided,
             trace: request.trace,
+            token_ids: request.token_ids,
         }
     }
 
     /// The seed of a choice.
     pub fn seed(&self, index: usize) -> u64 {
-        self.seed.wrapping_add((index % self.n) as u64)
+        self.settings.seed.wrapping_add((index % self.n) as u64)
     }
 
     fn object(&self, object: &str, choices: Value) -> Value {
@@ -84,14 +86,20 @@ impl Frame {
     /// What only trimtab says of an answer.
     fn own(&self, index: usize, outcome: &Outcome) -> Value {
         let score = self.guided.then_some(outcome.score);
-        json!({
+        let mut own = json!({
             "method": self.method,
             "seed": self.seed(index),
             "tokens": outcome.response.tokens.len(),
+            "eos": self.settings.scores_end(outcome.finish),
+            "stop_reason": outcome.response.stop_string(),
             "gain": score.map(|score| score.gain),
             "logp_tuned": score.map(|score| score.logp_tuned),
             "logp_untuned": score.map(|score| score.logp_untuned),
-        })
+        });
+        if self.token_ids {
+            own["token_ids"] = json!(outcome.response.token_ids());
+        }
+        own
     }
 
     /// An event of a stream, of one choice.

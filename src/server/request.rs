@@ -28,6 +28,8 @@ pub struct Defaults {
     pub seed: Option<u64>,
     /// Whether there is a guide; without one only `sample` works.
     pub guided: bool,
+    /// Whether the base model tells its tokens.
+    pub tells_tokens: bool,
 }
 
 /// What a request may ask for at most.
@@ -64,6 +66,8 @@ pub struct Generation {
     pub include_usage: bool,
     /// Whether to send each step's candidates.
     pub trace: bool,
+    /// Whether to send the answers' token ids.
+    pub token_ids: bool,
 }
 
 /// A response to score.
@@ -116,6 +120,7 @@ struct WireSearch {
     successors: Option<Count>,
     chunk_len: Option<Length>,
     trace: Option<bool>,
+    token_ids: Option<bool>,
 }
 
 impl Fields for WireSearch {}
@@ -204,6 +209,11 @@ impl Generation {
             let reason = format!("times the prompts must be at most {}", limits.answers);
             return Err(Refusal::field("n", reason));
         }
+        let token_ids = search.token_ids.unwrap_or(false);
+        if token_ids && !defaults.tells_tokens {
+            let reason = "cannot be true: the base model is on another server, which does not tell its tokens";
+            return Err(Refusal::field("search.token_ids", reason));
+        }
         let stream = body.stream.unwrap_or(false);
         if body.stream_options.is_some() && !stream {
             return Err(Refusal::field("stream_options", "has no meaning without `stream`"));
@@ -218,6 +228,7 @@ impl Generation {
             stream,
             include_usage: include_usage.unwrap_or(false),
             trace: search.trace.unwrap_or(false),
+            token_ids,
         })
     }
 }

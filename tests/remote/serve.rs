@@ -1,6 +1,6 @@
 //! Against a real server: trimtab's own.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -95,4 +95,24 @@ fn trimtabs_own_server_is_a_base_model() {
     let sampled = server.search(&[&prompts[..], &["--method", "sample"]].concat());
     let gain = |answers: &[Value]| answers.iter().map(|a| a["gain"].as_f64().unwrap()).sum::<f64>();
     assert!(gain(&searched) > gain(&sampled), "{} {}", gain(&searched), gain(&sampled));
+}
+
+/// Goal: a request for token ids is refused where the base model is on another server, which tells none.
+#[test]
+fn token_ids_are_refused_where_the_base_tells_none() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_trimtab"))
+        .args(["stdio", "--base-url", "http://127.0.0.1:9/v1", "--base-model", "m"])
+        .args(["--tuned", &model("tuned"), "--untuned", &model("untuned")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let line = "{\"id\":1,\"path\":\"/v1/completions\",\"body\":{\"prompt\":\"x\",\
+                \"search\":{\"token_ids\":true}}}\n";
+    child.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let error = &answer["body"]["error"];
+    assert_eq!((&answer["status"], &error["param"]), (&400.into(), &"search.token_ids".into()));
+    assert!(error["message"].as_str().unwrap().contains("does not tell its tokens"), "{error}");
 }

@@ -68,7 +68,17 @@ fn answers_are_those_of_the_command_line() {
         let choice = &answer["choices"][0];
         assert_eq!(choice["text"], expected["response"], "{flags:?}");
         assert_eq!(choice["finish_reason"], expected["finish_reason"]);
-        for field in ["gain", "logp_tuned", "logp_untuned", "tokens", "method", "seed"] {
+        let own = [
+            "gain",
+            "logp_tuned",
+            "logp_untuned",
+            "tokens",
+            "eos",
+            "stop_reason",
+            "method",
+            "seed",
+        ];
+        for field in own {
             assert_eq!(choice["trimtab"][field], expected[field], "{field} of {flags:?}");
         }
         assert_eq!(answer["usage"]["completion_tokens"], expected["tokens"]);
@@ -77,6 +87,23 @@ fn answers_are_those_of_the_command_line() {
             (&json!("text_completion"), &json!("base"))
         );
     }
+}
+
+/// Goal: an answer's token ids come where they are asked for, whole and at the end of a stream: those that the
+/// command line writes.
+#[test]
+fn token_ids_come_where_they_are_asked_for() {
+    let server = Server::start(&["-w", "2"]);
+    let flags = ["--prompt", "The film", "--seed", "7", "-w", "2", "--token-ids"];
+    let expected = &search(&models(), &flags)["token_ids"];
+    assert!(expected.is_array());
+    let mut body = json!({ "prompt": "The film", "seed": 7, "search": { "token_ids": true } });
+    assert_eq!(&server.complete(&body)["choices"][0]["trimtab"]["token_ids"], expected);
+    body["stream"] = true.into();
+    let streamed = collect(&server.post("/v1/completions", &body).events()).0;
+    assert_eq!(&streamed[0].2["token_ids"], expected);
+    body = json!({ "prompt": "The film", "seed": 7, "search": { "token_ids": false } });
+    assert!(server.complete(&body)["choices"][0]["trimtab"].get("token_ids").is_none());
 }
 
 /// Goal: a stream's pieces make up the whole answer, whatever the settings, the stop strings and

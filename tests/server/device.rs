@@ -59,6 +59,7 @@ fn start() -> (SocketAddr, JoinHandle<Result<(), String>>) {
             settings: settings(2, 2, Some(3), 9, 1),
             seed: Some(1),
             guided: true,
+            tells_tokens: true,
         },
         limits: Limits { body: 1000, prompt: 100, candidates: 16, tokens: 100, answers: 4 },
         queue: 100,

@@ -12,6 +12,12 @@ import threading
 import ray
 import ray.data
 
+# Fields that an answer has itself; a prompt's other fields go on to it.
+ANSWER = {
+    "id", "prompt", "response", "gain", "logp_tuned", "logp_untuned", "tokens", "finish_reason",
+    "eos", "stop_reason", "seed", "method", "guide_tokens", "token_ids", "error",
+}
+
 
 class Worker:
     """One `trimtab stdio` process on one device."""
@@ -64,11 +70,12 @@ class Worker:
 
 
 def result(request, answer):
-    """A line of the output, with the id of the prompt's line."""
+    """A line of the output, with the id and the other fields of the prompt's line."""
     if answer is None:
-        return {"id": request["id"], "error": request["error"]}
+        return {"id": request["id"], "error": request["error"], **request["rest"]}
     if answer["status"] != 200:
-        return {"id": request["id"], "error": answer["body"]["error"]["message"]}
+        error = answer["body"]["error"]["message"]
+        return {"id": request["id"], "error": error, **request["rest"]}
     choice = answer["body"]["choices"][0]
     own = choice["trimtab"]
     return {
@@ -80,8 +87,11 @@ def result(request, answer):
         "logp_untuned": own["logp_untuned"],
         "tokens": own["tokens"],
         "finish_reason": choice["finish_reason"],
+        "eos": own["eos"],
+        "stop_reason": own["stop_reason"],
         "seed": own["seed"],
         "method": own["method"],
+        **request["rest"],
     }
 
 
@@ -106,11 +116,15 @@ def requests_of(path):
             continue
         try:
             item = json.loads(line)
+            # What is handed on must be JSON, and text.
+            json.dumps(item, ensure_ascii=False, allow_nan=False).encode()
             if not isinstance(item["prompt"], str):
                 raise ValueError("prompt must be a string")
-            yield {"id": item.get("id", number), "body": {"prompt": item["prompt"]}}
-        except (ValueError, KeyError, TypeError) as error:
-            yield {"id": number, "body": None, "error": f"line {number}: {error!r}"}
+            rest = {name: value for name, value in item.items() if name not in ANSWER}
+            body = {"prompt": item["prompt"]}
+            yield {"id": item.get("id", number), "body": body, "rest": rest}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            yield {"id": number, "body": None, "error": f"line {number}: {error!r}", "rest": {}}
 
 
 def begin(parts, prompts, settings):
