@@ -128,6 +128,10 @@ fn worst(ours: &[f32], theirs: &Value) -> f64 {
     ours.iter().zip(&theirs).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
 }
 
+fn gpu_wanted() -> bool {
+    std::env::var_os("TRIMTAB_TEST_DEVICE").is_some_and(|device| device == "cuda")
+}
+
 /// Goal: each of them is the model that transformers loads. The oracle shows that what is read is the same, to the
 /// tolerance of tests/models.rs; the CPU and the emulator, that each of their ops obeys it.
 #[test]
@@ -144,6 +148,11 @@ fn ordinary_checkpoints_are_read_as_transformers_reads_them() {
         let on_cpu = worst(&logprobs(&cpu, folder.path(), model), &case["logprobs"]);
         let emulated = worst(&logprobs(&emulator, folder.path(), model), &case["logprobs"]);
         assert!(on_cpu < 0.2 && emulated < 0.2, "{name}: off by {on_cpu} and {emulated}");
+        if gpu_wanted() {
+            let gpu = Arc::new(CudaBackend::open().unwrap());
+            let off = worst(&logprobs(&gpu, folder.path(), model), &case["logprobs"]);
+            assert!(off < 0.2, "{name} on cuda: off by {off}");
+        }
     }
 }
 
