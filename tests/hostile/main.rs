@@ -421,6 +421,9 @@ proptest! {
             "m.content", "m['role']", " | trim", " | tojson", "'x'", "+", "-1", "messages[0]",
             " set x = ", "namespace()", "raise_exception('no')", "~", "(", ")", "loop.index",
             ".split('a')", "{#", "#}", "bos_token", " is defined", "[::-1]", "99999999999",
+            "%", "'%s'", "'", "\"", "\\", "'\\x4'", "é", "[", "]", "{", "}", ",", "=", " is not ",
+            "{% generation %}", "{% endgeneration %}", "{% raw %}", "{%- endraw", " break ", "\r\n",
+            " with ", " endwith ", " macro f(a, b=a) ", " endmacro ", "f(1)", "**", "//", ".",
         ]), 0..25),
     ) {
         let turn = [Message { role: "user".into(), content: "Hello".into() }];

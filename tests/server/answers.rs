@@ -179,7 +179,7 @@ fn chats_use_the_models_own_templates() {
     assert_eq!(message["role"], "assistant");
     // The guide reads something else before the response than the base does.
     let response = message["content"].as_str().unwrap();
-    let scored = server.post("/v1/score", &json!({ "prompt": "Review: The film", "response": response, "eos": whole["choices"][0]["finish_reason"] == "stop" }));
+    let scored = server.post("/v1/score", &json!({ "prompt": "Review: Be kind. The film", "response": response, "eos": whole["choices"][0]["finish_reason"] == "stop" }));
     let difference = scored.json()["data"][0]["gain"].as_f64().unwrap()
         - whole["choices"][0]["trimtab"]["gain"].as_f64().unwrap();
     assert!(difference.abs() < 1e-6, "{difference}");

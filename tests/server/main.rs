@@ -172,7 +172,8 @@ fn chat_models() -> (tempfile::TempDir, Vec<String>) {
             std::fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
         }
         let opening = if name == "base" { "" } else { "Review: " };
-        let template = format!("{opening}{{{{ messages[-1]['content'] }}}}");
+        let template =
+            format!("{opening}{{{{ messages | map(attribute='content') | join(' ') }}}}");
         std::fs::write(copy.join("chat_template.jinja"), template).unwrap();
         flags.extend([format!("--{name}"), copy.to_str().unwrap().to_owned()]);
     }

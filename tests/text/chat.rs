@@ -30,7 +30,7 @@ fn tokens() -> SpecialTokens {
         .to_vec()
 }
 
-/// Goal: what a model reads is, to the byte, what transformers gives it.
+/// Goal: a model reads, to the byte, the text that transformers gives it.
 #[test]
 fn templates_of_real_models_write_what_transformers_writes() {
     for case in cases("templates.json") {
@@ -76,7 +76,7 @@ fn jinja_is_that_of_python() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Goal: what would be read otherwise than in Python is refused, not guessed.
+/// Goal: a template that we would read otherwise than Python does is refused, not guessed at.
 #[test]
 fn what_python_would_read_otherwise_is_refused() {
     for (template, words) in [
@@ -132,6 +132,8 @@ fn templates_that_grow_beyond_all_bounds_are_stopped() {
         "{{ 'a'.ljust(99999999999) }}",
         "{{ '%99999999999d' % 1 }}",
         "{{ '%99999999999s' % 1 }}",
+        &format!("{{{{ {}1 }}}}", "(".repeat(100_000)),
+        &format!("{{{{ {}1 }}}}", "1 % ".repeat(100_000)),
         &format!("{grows}{{% set n.x = n.x ~ n.x %}}{{% endfor %}}{{{{ n.x | length }}}}"),
         &format!("{grows}{{% set n.x = [n.x, n.x] | join %}}{{% endfor %}}"),
         &format!("{grows}{{% set n.x = '%s%s' % (n.x, n.x) %}}{{% endfor %}}"),
@@ -142,11 +144,20 @@ fn templates_that_grow_beyond_all_bounds_are_stopped() {
     }
 }
 
+/// Goal: a long template is read in time that grows with its length.
+#[test]
+fn long_templates_are_read_once() {
+    let many = |part: &str| part.repeat(100_000);
+    let chain = format!("{{{{ 'x'{} }}}}", many(" ~ 'y'"));
+    assert_eq!(render(&chain, &tokens(), &[]).unwrap().len(), 100_001);
+    assert_eq!(render(&many("{{ 'x' }}{ "), &tokens(), &[]).unwrap(), many("x{ "));
+}
+
 #[test]
 fn templates_know_each_special_token_by_its_name_and_no_other() {
     let all = "{{ bos_token }}{{ image_token }}[{{ pad_token }}]{{ pad_token is defined }}";
     assert_eq!(render(all, &tokens(), &[]).unwrap(), "<s><image>[]False");
-    // What transformers passes is not overwritten.
+    // Names that transformers passes itself are not overwritten.
     let tokens = vec![("add_generation_prompt".to_owned(), "x".to_owned())];
     assert_eq!(render("{{ add_generation_prompt }}", &tokens, &[]).unwrap(), "True");
 }
@@ -194,12 +205,17 @@ fn a_message_that_a_template_leaves_out_is_an_error() {
         let messages = [message(role, " \n"), message("user", "b")];
         assert_eq!(render(users, &tokens(), &messages).unwrap(), "b");
     }
-    // What is said instead, to see whether it matters, is something else.
-    for says in ["Be brief.", "Write in verse.", "Be brief. "] {
+    // The text that is put there to see whether it matters is another one.
+    for says in ["Be brief.", "Message 0 says this."] {
         let messages = [message("system", says), message("user", "b")];
         assert_eq!(render(SYSTEM_ONLY, &tokens(), &messages).unwrap(), format!("[S]{says}[U]b"));
-        assert!(render(users, &tokens(), &messages).is_err());
     }
+    // Each of many messages is looked at.
+    let mut messages = vec![message("system", "be kind"); 100];
+    messages.push(message("user", "b"));
+    assert!(render(SYSTEM_ONLY, &tokens(), &messages).unwrap().ends_with("[S]be kind[U]b"));
+    messages[70].role = "tool".into();
+    has_words(&render(SYSTEM_ONLY, &tokens(), &messages).unwrap_err(), &["message 71", "tool"]);
     // A template may look at a message in other ways than to write it.
     let looks =
         "{% if 'kind' in messages[0].content %}Kindly: {% endif %}{{ messages[-1].content }}";

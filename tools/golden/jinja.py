@@ -1,7 +1,7 @@
-"""What Jinja2, set up as transformers does it, makes of small templates.
+"""The texts that Jinja2, set up as transformers does it, makes of small templates.
 
-The expressions and statements are those that chat templates are made of, and what differs between
-Python and other engines: how values print, methods of strings, white space, scopes.
+The templates show what chat templates are made of and where engines differ: how values print, the
+methods of strings, white space, scopes.
 """
 
 from pathlib import Path

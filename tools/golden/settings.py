@@ -51,8 +51,8 @@ TOKENIZERS = {
     "llama": LlamaTokenizer,
 }
 
-# What `PretrainedConfig` of transformers 4 had beyond the parameters of generation, and what other
-# tools write into config.json.
+# Fields that `PretrainedConfig` of transformers 4 had beyond the parameters of generation, and that
+# other tools write into config.json.
 CONFIG_LEGACY = {
     "_commit_hash": None,
     "_flash_attn_2_enabled": False,
@@ -101,7 +101,7 @@ CONFIG_LEGACY = {
     "use_bfloat16": False,
     "vocab_size": None,
 }
-# Those of transformers 4's tokenizers for the same families, and of what trainers add.
+# Arguments of transformers 4's tokenizers for the same families, and fields that trainers add.
 TOKENIZER_LEGACY = {
     "__type": None,
     "add_bos_token": True,
@@ -145,7 +145,7 @@ TOKENIZER_LEGACY = {
     "use_fast": True,
     "vocab_file": None,
 }
-# What is found in a dict of these names came from the file.
+# A dict of such a name holds the fields of the file.
 KWARGS = ("kwargs", "init_kwargs", "local_kwargs")
 
 
@@ -189,7 +189,7 @@ def config_fields(cls: type[PreTrainedConfig]) -> Json:
         fields.setdefault(other, fields[name])
     if hasattr(cls, "keys_to_ignore_at_inference"):
         fields["keys_to_ignore_at_inference"] = cls.keys_to_ignore_at_inference
-    # What a file has that the class itself writes.
+    # Fields that the class itself writes.
     for name, value in cls().to_dict().items():
         fields.setdefault(name, value)
     if "rope_parameters" in fields:
@@ -254,7 +254,7 @@ def annotated_fields(cls: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 
 
 def found_in(function: Any, holders: Sequence[str] = KWARGS) -> Json:
-    """What a function takes out of its keyword arguments, with the default that it gives."""
+    """The fields that a function takes out of its keyword arguments, with their defaults."""
     source = inspect.cleandoc("\n" + inspect.getsource(function))
     fields: Json = {}
     for node in ast.walk(ast.parse(source)):

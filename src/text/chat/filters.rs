@@ -47,7 +47,7 @@ pub(super) fn environment(date: Option<Date>) -> Result<Environment<'static>, Er
     environment.add_function("joiner", globals::joiner);
     environment.remove_global("debug");
     environment.add_function(MODULO, |left: &Value, right: &Value| modulo(left, right));
-    environment.add_function(CONCAT, |left: &Value, right: &Value| concat(left, right));
+    environment.add_function(CONCAT, concat);
 
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", |value: &Value| text(value));
@@ -135,10 +135,13 @@ fn add_generators(environment: &mut Environment<'_>) {
     });
 }
 
-/// `left ~ right`.
-fn concat(left: &Value, right: &Value) -> Result<String, Error> {
-    let joined = text(left)? + &text(right)?;
-    bounded(&joined)?;
+/// `first ~ second ~ …`.
+fn concat(values: &Value) -> Result<String, Error> {
+    let mut joined = String::new();
+    for value in values.try_iter()? {
+        joined.push_str(&text(&value)?);
+        bounded(&joined)?;
+    }
     Ok(joined)
 }
 

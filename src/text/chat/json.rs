@@ -139,7 +139,7 @@ impl Writer {
     }
 }
 
-/// What is no string and has no parts.
+/// A value without parts that is no string.
 fn scalar(value: &Value) -> Result<String, Error> {
     Ok(match value.kind() {
         ValueKind::None => "null".into(),

@@ -7,7 +7,7 @@ use minijinja_contrib::pycompat;
 use super::MAX_BYTES;
 use super::python::{arguments, bounded, failed, is_space, is_true, lines, without_end};
 
-/// What minijinja asks for a method that a value has not.
+/// Minijinja asks here for each method that a value does not have.
 pub(super) fn call(
     state: &mut State<'_, '_>,
     value: &Value,
@@ -47,7 +47,7 @@ fn sequence(value: &Value, method: &str, args: &[Value]) -> Result<Option<Value>
     }))
 }
 
-/// `[start:end]` of so many items.
+/// `[start:end]` of `len` items.
 fn range(len: usize, start: Option<i64>, end: Option<i64>) -> std::ops::Range<usize> {
     let place = |index: i64| {
         let index =
@@ -261,7 +261,7 @@ fn split(text: &str, separator: Option<&str>, most: usize, last: bool) -> Result
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// How many characters a text lacks to a width, and as many of `fill`, which is one character.
+/// The number of characters that a text lacks to a width, and as many of `fill`, which is one.
 fn padding(text: &str, width: i64, fill: &str) -> Result<(usize, String), Error> {
     if fill.chars().count() != 1 {
         return Err(failed(format!("a text is filled up with one character, not with {fill:?}")));

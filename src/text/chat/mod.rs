@@ -1,11 +1,13 @@
 //! A model's own chat template: Jinja, as transformers runs it.
 
+mod escapes;
 mod filters;
 mod json;
 mod methods;
 mod printf;
 mod python;
 mod source;
+mod tokens;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -25,8 +27,8 @@ const MAX_BYTES: usize = 16 << 20;
 
 const SYSTEM: &str = "system";
 const DEVELOPER: &str = "developer";
-/// What a message says instead, to see whether a template looks at it.
-const PROBES: [&str; 2] = ["Be brief.", "Write in verse."];
+/// Messages that are looked at one by one at most.
+const MAX_PROBES: usize = 16;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +82,7 @@ impl ChatTemplate {
         let failed = |reason| Error::Template { what: self.origin.display().to_string(), reason };
         let known = self.in_known_roles(messages);
         match self.written(&known, date) {
-            Ok(text) => match (0..known.len()).find(|&at| self.drops(&known, at, &text, date)) {
+            Ok(text) => match self.lost(&known, &text, date) {
                 None => Ok(text),
                 Some(at) => Err(failed(left_out(at, &messages[at].role))),
             },
@@ -114,20 +116,31 @@ impl ChatTemplate {
         messages
     }
 
-    /// Whether the template wrote `text` without a look at what a message says. Asked about the last
-    /// message, and about roles that a template may not know; others may be left out on purpose, as
-    /// by a template that writes only the last.
-    fn drops(&self, messages: &[Message], at: usize, text: &str, date: Option<Date>) -> bool {
-        let message = &messages[at];
-        let says = message.content.trim();
-        let is_known = is_of_a_turn(&message.role) && at + 1 < messages.len();
-        if is_known || says.is_empty() {
-            return false;
-        }
-        let mut others = messages.to_vec();
-        others[at].content = PROBES[usize::from(says == PROBES[0])].into();
-        // A template that fails then has looked.
-        self.written(&others, date).is_ok_and(|other| other == text)
+    /// A message that says something without which the template would have written the same `text`.
+    /// Asked about the last message, and about roles that a template may not know; others may be left
+    /// out on purpose, as by a template that writes only the last.
+    fn lost(&self, messages: &[Message], text: &str, date: Option<Date>) -> Option<usize> {
+        let is_asked = |&at: &usize| {
+            let message = &messages[at];
+            let may_be_lost = !is_of_a_turn(&message.role) || at + 1 == messages.len();
+            may_be_lost && !message.content.trim().is_empty()
+        };
+        let asked: Vec<usize> = (0..messages.len()).filter(is_asked).collect();
+        // Each says something else; if that is in the text, so is what it says now.
+        let other = |at: usize| format!("Message {at} says this.");
+        let with_others = |places: &[usize]| {
+            let mut messages = messages.to_vec();
+            for &at in places {
+                messages[at].content = other(at);
+            }
+            self.written(&messages, date)
+        };
+        let all =
+            if asked.is_empty() { String::new() } else { with_others(&asked).unwrap_or_default() };
+        let unseen = |&at: &usize| !all.contains(&other(at)) && messages[at].content != other(at);
+        // A template may look at a message in other ways than to write it, or fail: it has looked.
+        let is_lost = |&at: &usize| with_others(&[at]).is_ok_and(|other| other == text);
+        asked.into_iter().filter(unseen).take(MAX_PROBES).find(is_lost)
     }
 
     /// The conversation as text, or why there is none.
@@ -164,7 +177,7 @@ fn is_of_a_turn(role: &str) -> bool {
     ["user", "assistant"].contains(&role)
 }
 
-/// Why a conversation of which a message would be lost is refused.
+/// The reason to refuse a conversation of which a message would be lost.
 fn left_out(at: usize, role: &str) -> String {
     let cure = if is_of_a_turn(role) {
         "it may want another form than text; write a template for text into chat_template.jinja"

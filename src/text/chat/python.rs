@@ -1,4 +1,4 @@
-//! Values as Python writes and reads them: `str`, `repr`, `int`, `float`, and its escapes.
+//! Values as Python writes and reads them: `str`, `repr`, `int`, `float`.
 
 use std::fmt::{self, Write};
 use std::mem;
@@ -47,7 +47,7 @@ pub(super) fn arguments<const N: usize>(
     Ok(arguments)
 }
 
-/// Whether a flag is given and true.
+/// True only for a flag that is given.
 pub(super) fn is_true(flag: Option<Value>) -> bool {
     flag.is_some_and(|flag| flag.is_true())
 }
@@ -115,8 +115,8 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
     Ok(())
 }
 
-/// What Python's generators are: they give their items once, count as true also when there are none,
-/// and have no length.
+/// A generator of Python: it gives its items once, counts as true also when there are none, and has no
+/// length.
 #[derive(Debug)]
 pub(super) struct Generator(Mutex<Vec<Value>>);
 
@@ -258,7 +258,7 @@ pub(super) fn int(text: &str, base: u32) -> Result<Option<i128>, Error> {
     let (digits, base) = match (base, prefixed) {
         (0, Some((rest, of))) => (rest.strip_prefix('_').unwrap_or(rest), of),
         (base, Some((rest, of))) if base == of => (rest.strip_prefix('_').unwrap_or(rest), of),
-        (0, None) if lower.starts_with('0') && lower.trim_matches(['0', '_']) != "" => {
+        (0, None) if lower.starts_with('0') && !lower.trim_matches(['0', '_']).is_empty() => {
             return Ok(None);
         }
         (0, None) => (&lower[..], 10),
@@ -285,91 +285,11 @@ pub(super) fn parse_float(text: &str) -> Option<f64> {
     without_underscores(text.trim_matches(is_space))?.parse().ok()
 }
 
-/// Digits without the underscores between them; `None` if one stands elsewhere.
+/// Digits without the underscores between them; `None` if one is elsewhere.
 fn without_underscores(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let is_digit =
         |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(u8::is_ascii_alphanumeric);
-    let stands_between = |at: usize| is_digit(at.checked_sub(1)) && is_digit(Some(at + 1));
-    text.match_indices('_').all(|(at, _)| stands_between(at)).then(|| text.replace('_', ""))
-}
-
-/// A character of a string in a template's source.
-pub(super) enum Piece {
-    /// As it stands there.
-    Plain(char),
-    /// What an escape means.
-    Escaped(char),
-}
-
-/// The characters of a string as Jinja2 reads it: by Python's escapes.
-pub(super) fn unescaped(body: &str) -> impl Iterator<Item = Result<Piece, String>> {
-    let mut rest = body;
-    // What is left of an unknown escape, which stays as it is.
-    let mut pending = String::new();
-    std::iter::from_fn(move || {
-        loop {
-            if let Some(c) = (!pending.is_empty()).then(|| pending.remove(0)) {
-                return Some(Ok(Piece::Plain(c)));
-            }
-            let c = rest.chars().next()?;
-            rest = &rest[c.len_utf8()..];
-            if c != '\\' {
-                return Some(Ok(Piece::Plain(c)));
-            }
-            let Some(escape) = rest.chars().next() else {
-                return Some(Ok(Piece::Plain('\\')));
-            };
-            rest = &rest[escape.len_utf8()..];
-            let simple = match escape {
-                '\n' => continue,
-                '\\' | '\'' | '"' => escape,
-                'a' => '\u{7}',
-                'b' => '\u{8}',
-                'f' => '\u{c}',
-                'n' => '\n',
-                'r' => '\r',
-                't' => '\t',
-                'v' => '\u{b}',
-                '0'..='7' => {
-                    let more = rest.chars().take(2).take_while(|c| c.is_digit(8)).count();
-                    let digits = format!("{escape}{}", &rest[..more]);
-                    rest = &rest[more..];
-                    match u32::from_str_radix(&digits, 8).ok().and_then(char::from_u32) {
-                        Some(c) => c,
-                        None => return Some(Err(format!("\\{digits} is no character"))),
-                    }
-                }
-                'x' | 'u' | 'U' => {
-                    let len = match escape {
-                        'x' => 2,
-                        'u' => 4,
-                        _ => 8,
-                    };
-                    let digits =
-                        rest.get(..len).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
-                    let code = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
-                    let Some(c) = code.and_then(char::from_u32) else {
-                        return Some(Err(format!("an escape \\{escape} is no character")));
-                    };
-                    rest = &rest[len..];
-                    c
-                }
-                'N' => {
-                    return Some(Err("\\N{…}, a character by its name, is not supported".into()));
-                }
-                other => {
-                    // Jinja2 makes ASCII of the string before Python reads the escapes.
-                    if other.is_ascii() {
-                        pending.push(other);
-                    } else {
-                        push_code(&mut pending, other);
-                        pending.remove(0);
-                    }
-                    return Some(Ok(Piece::Plain('\\')));
-                }
-            };
-            return Some(Ok(Piece::Escaped(simple)));
-        }
-    })
+    let is_between = |at: usize| is_digit(at.checked_sub(1)) && is_digit(Some(at + 1));
+    text.match_indices('_').all(|(at, _)| is_between(at)).then(|| text.replace('_', ""))
 }

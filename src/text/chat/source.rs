@@ -1,27 +1,33 @@
 //! A template's source, made ready for minijinja: where Jinja2 reads a text in another way, it is
 //! written in another way.
 
-use super::python;
+use std::collections::BTreeSet;
 
-/// The functions that stand for Python's `%` and `~`, which minijinja has only for some values.
+use super::escapes::{Piece, unescaped};
+use super::tokens::{Kind, Tag, Token, raw_end, raw_tag};
+
+/// The functions for Python's `%` and `~`, which minijinja has only for some values.
 pub(super) const MODULO: &str = "__modulo";
 pub(super) const CONCAT: &str = "__concat";
+
+/// Brackets in brackets, and `%` in a row: more than minijinja would read.
+const MAX_DEPTH: usize = 200;
 
 /// A source that minijinja reads as Jinja2 reads the original.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     pub(super) text: String,
-    /// Whether some code compares with, or writes, exactly `developer`: the template knows that role.
+    /// Some string of the template is exactly `developer`, so that it knows that role.
     pub(super) names_developer: bool,
 }
 
 impl Source {
-    /// Rewrites the original. Lines stay where they are. What is no valid Jinja stays as it is, and
+    /// Rewrites the original. Lines stay where they are. Text that is no valid Jinja stays as it is, and
     /// minijinja says why; the error is about valid Jinja that minijinja cannot be brought to read.
     pub(super) fn new(original: &str) -> Result<Self, String> {
         // Python's jinja2 does so before it reads anything, also within strings and raw blocks.
         let original = original.replace("\r\n", "\n").replace('\r', "\n");
-        let mut writer = Writer { text: String::new(), names_developer: false, blocks: Vec::new() };
+        let mut writer = Writer::default();
         let mut rest = &original[..];
         while let Some(at) = next_mark(rest) {
             writer.text.push_str(&rest[..at]);
@@ -47,7 +53,8 @@ impl Source {
 }
 
 fn next_mark(text: &str) -> Option<usize> {
-    ["{{", "{%", "{#"].iter().filter_map(|mark| text.find(mark)).min()
+    let mut braces = text.match_indices('{').map(|(at, _)| at);
+    braces.find(|at| text[at + 1..].starts_with(['{', '%', '#']))
 }
 
 /// Copies up to `end`, or all of it.
@@ -57,130 +64,7 @@ fn verbatim(text: &str, end: Option<usize>, writer: &mut Writer) -> usize {
     end
 }
 
-/// The length of a tag `{% name %}` that the text begins with.
-fn raw_tag(text: &str, name: &str) -> Option<usize> {
-    let inside = text.strip_prefix("{%")?;
-    let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside);
-    let inside = inside.trim_start().strip_prefix(name)?.trim_start();
-    let behind = inside.strip_prefix(['-', '+']).unwrap_or(inside).strip_prefix("%}")?;
-    Some(text.len() - behind.len())
-}
-
-/// Where a raw block ends, its closing tag included.
-fn raw_end(text: &str) -> Option<usize> {
-    let tags = text.match_indices("{%").map(|(at, _)| at);
-    tags.filter_map(|at| raw_tag(&text[at..], "endraw").map(|len| at + len)).next()
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Space,
-    Name,
-    Number,
-    /// With its quotes.
-    Text,
-    Open,
-    Close,
-    Operator,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Token<'a> {
-    kind: Kind,
-    text: &'a str,
-}
-
-/// `{{ … }}` or `{% … %}`, in pieces: its opening, its tokens, its end.
-struct Tag<'a> {
-    open: &'a str,
-    tokens: Vec<Token<'a>>,
-    close: &'a str,
-    len: usize,
-}
-
-impl<'a> Tag<'a> {
-    /// The tag that a text begins with. One that does not end has no closing.
-    fn read(text: &'a str) -> Self {
-        let is_block = text.starts_with("{%");
-        let sign = usize::from(text[2..].starts_with(['-', '+']));
-        let open = &text[..2 + sign];
-        let ends: &[&str] = if is_block { &["%}", "-%}", "+%}"] } else { &["}}", "-}}"] };
-        let mut tokens = Vec::new();
-        let (mut at, mut depth) = (open.len(), 0_usize);
-        while at < text.len() {
-            let rest = &text[at..];
-            if let Some(end) = ends.iter().find(|end| depth == 0 && rest.starts_with(**end)) {
-                let close = &rest[..end.len()];
-                return Self { open, tokens, close, len: at + close.len() };
-            }
-            let token = token(rest);
-            match token.kind {
-                Kind::Open => depth += 1,
-                Kind::Close => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            at += token.text.len();
-            tokens.push(token);
-        }
-        Self { open, tokens, close: "", len: text.len() }
-    }
-}
-
-/// The first token of a text, which is not empty.
-fn token(text: &str) -> Token<'_> {
-    let first = text.chars().next().unwrap_or(' ');
-    let until = |is_part: &dyn Fn(char) -> bool| text.find(|c| !is_part(c)).unwrap_or(text.len());
-    let is_name = |c: char| c.is_alphanumeric() || c == '_';
-    let (kind, len) = match first {
-        c if c.is_whitespace() => (Kind::Space, until(&char::is_whitespace)),
-        '0'..='9' => (Kind::Number, number(text)),
-        c if is_name(c) => (Kind::Name, until(&is_name)),
-        '\'' | '"' => (Kind::Text, quoted(text, first)),
-        '(' | '[' | '{' => (Kind::Open, 1),
-        ')' | ']' | '}' => (Kind::Close, 1),
-        _ => {
-            let pairs = ["**", "//", "==", "!=", "<=", ">="];
-            let is_pair = pairs.iter().any(|pair| text.starts_with(pair));
-            (Kind::Operator, if is_pair { 2 } else { first.len_utf8() })
-        }
-    };
-    Token { kind, text: &text[..len] }
-}
-
-/// The length of a number: digits of any base, then a fraction, then an exponent.
-fn number(text: &str) -> usize {
-    let digits = |from: usize| {
-        let rest = &text[from..];
-        from + rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len())
-    };
-    let is_digit = |at: usize| text[at..].starts_with(|c: char| c.is_ascii_digit());
-    let mut len = digits(0);
-    if text[len..].starts_with('.') && is_digit(len + 1) {
-        len = digits(len + 1);
-    }
-    let is_hex = text.starts_with("0x") || text.starts_with("0X");
-    let has_exponent = !is_hex && text[..len].ends_with(['e', 'E']);
-    if has_exponent && text[len..].starts_with(['+', '-']) && is_digit(len + 1) {
-        len = digits(len + 1);
-    }
-    len
-}
-
-/// The length of a string with its quotes; all that is left if it does not end.
-fn quoted(text: &str, quote: char) -> usize {
-    let mut escaped = false;
-    for (at, c) in text.char_indices().skip(1) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            _ if c == quote => return at + 1,
-            _ => {}
-        }
-    }
-    text.len()
-}
-
-/// What stands in front of a token.
+/// The kinds of tokens that may be in front of one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Before {
     /// Nothing, at the beginning of a block's tag.
@@ -198,18 +82,21 @@ enum Before {
     Operand,
 }
 
-/// Where, in what is written, the operands on the left of `~` and of `%` begin, and whether one of
-/// them is open: `a * b % c` becomes `__modulo(a * b, c)`.
+/// The beginnings, in the text that is written, of the operands on the left of `~` and of `%`; and
+/// the calls that are still open: `a * b % c` becomes `__modulo(a * b, c)`.
 struct Chains {
     concat: usize,
     product: usize,
     concat_is_open: bool,
     product_is_open: bool,
+    modulos: usize,
 }
 
+#[derive(Default)]
 struct Writer {
     text: String,
     names_developer: bool,
+    depth: usize,
     /// The blocks that are open, but for `if`, the innermost last.
     blocks: Vec<String>,
 }
@@ -248,7 +135,7 @@ impl Writer {
                 }
                 _ => {}
             },
-            "set" if tokens.iter().any(|token| token.text == "=") => {}
+            "set" if assigns(tokens) => {}
             "for" | "with" | "generation" | "filter" | "call" | "macro" | "set" | "block" => {
                 self.blocks.push(first.text.to_owned());
             }
@@ -286,7 +173,12 @@ impl Writer {
                 }
                 Kind::Open => {
                     self.text.push_str(text);
+                    self.depth += 1;
+                    if self.depth > MAX_DEPTH {
+                        return Err("brackets are nested too deeply".into());
+                    }
                     self.level(tokens, Before::Operator)?;
+                    self.depth -= 1;
                     if let Some((close, rest)) = tokens.split_first() {
                         self.text.push_str(close.text);
                         *tokens = rest;
@@ -332,16 +224,22 @@ impl Writer {
                         Before::Member
                     }
                     "~" => {
-                        self.close(&mut chains);
-                        self.text.insert_str(chains.concat, &format!(" {CONCAT}("));
+                        self.close_product(&mut chains);
+                        if !chains.concat_is_open {
+                            self.text.insert_str(chains.concat, &format!(" {CONCAT}(["));
+                        }
                         self.text.push(',');
-                        chains.concat_is_open = true;
-                        chains.product = self.text.len();
+                        let concat = chains.concat;
+                        chains = Chains { concat, concat_is_open: true, ..self.chains() };
                         Before::Operator
                     }
                     "*" | "/" | "//" | "%" => {
                         self.close_product(&mut chains);
                         if text == "%" {
+                            chains.modulos += 1;
+                            if chains.modulos > MAX_DEPTH {
+                                return Err("too many % in a row".into());
+                            }
                             self.text.insert_str(chains.product, &format!(" {MODULO}("));
                             self.text.push(',');
                             chains.product_is_open = true;
@@ -373,10 +271,16 @@ impl Writer {
 
     fn chains(&self) -> Chains {
         let here = self.text.len();
-        Chains { concat: here, product: here, concat_is_open: false, product_is_open: false }
+        Chains {
+            concat: here,
+            product: here,
+            concat_is_open: false,
+            product_is_open: false,
+            modulos: 0,
+        }
     }
 
-    /// What binds less than `~`: the operands end before it, and others begin behind it.
+    /// A token that binds less than `~`: the operands end before it, and others begin behind it.
     fn boundary(&mut self, chains: &mut Chains, text: &str) {
         self.close(chains);
         self.text.push_str(text);
@@ -386,7 +290,7 @@ impl Writer {
     fn close(&mut self, chains: &mut Chains) {
         self.close_product(chains);
         if std::mem::take(&mut chains.concat_is_open) {
-            self.text.push(')');
+            self.text.push_str("])");
         }
     }
 
@@ -410,11 +314,11 @@ impl Writer {
             return Ok(());
         }
         self.text.push_str(quote);
-        for piece in python::unescaped(body) {
+        for piece in unescaped(body) {
             match piece.map_err(|reason| format!("{reason} in the string {text}"))? {
                 // As an escape, so that lines stay where they are.
-                python::Piece::Escaped('\n') => self.text.push_str("\\n"),
-                python::Piece::Escaped(c) | python::Piece::Plain(c) => {
+                Piece::Escaped('\n') => self.text.push_str("\\n"),
+                Piece::Escaped(c) | Piece::Plain(c) => {
                     if c == '\\' || quote.starts_with(c) {
                         self.text.push('\\');
                     }
@@ -427,6 +331,19 @@ impl Writer {
     }
 }
 
+/// True for `set x = …`, and not for `set x`, which begins a block.
+fn assigns(tokens: &[Token<'_>]) -> bool {
+    let mut depth = 0_usize;
+    tokens.iter().any(|token| {
+        match token.kind {
+            Kind::Open => depth += 1,
+            Kind::Close => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth == 0 && token.text == "="
+    })
+}
+
 /// Refuses a macro's default that names another parameter, `macro f(a, b=a)`: minijinja would take
 /// it as undefined.
 fn defaults_stand_alone(tokens: &[Token<'_>]) -> Result<(), String> {
@@ -434,14 +351,16 @@ fn defaults_stand_alone(tokens: &[Token<'_>]) -> Result<(), String> {
     if tokens.first().is_none_or(|first| first.text != "macro") {
         return Ok(());
     }
-    let (mut parameters, mut depth, mut in_default) = (Vec::new(), 0_usize, false);
+    let (mut parameters, mut depth, mut in_default) = (BTreeSet::new(), 0_usize, false);
     for (index, token) in tokens.iter().enumerate().skip(2) {
         let follows = |text: &str| tokens[index - 1].text == text;
         match token.kind {
             Kind::Open => depth += 1,
             Kind::Close => depth = depth.saturating_sub(1),
-            Kind::Name if depth == 1 && !in_default => parameters.push(token.text),
-            Kind::Name if !follows(".") && !follows("|") && parameters.contains(&token.text) => {
+            Kind::Name if depth == 1 && !in_default => {
+                parameters.insert(token.text);
+            }
+            Kind::Name if !follows(".") && !follows("|") && parameters.contains(token.text) => {
                 let is_keyword = tokens.get(index + 1).is_some_and(|next| next.text == "=");
                 if !is_keyword {
                     return Err(format!(
