@@ -341,7 +341,7 @@ __device__ void product_many(const ProductParams &p, Store store) {
   product_many<T>(p, One{p.weight}, store);
 }
 
-// ---- what becomes of a sum: its bias comes in, a function of both, and it is rounded to bf16 ----
+// ---- a product that is stored: its bias comes in, a function of both, and the rounding to bf16 ----
 
 template <class Activation>
 struct StoreActivated {

@@ -303,6 +303,16 @@ impl Error {
         move |error| Error::Unreadable { model, error: Box::new(error) }
     }
 
+    /// Whether one text alone is to blame: a candidate that a guide cannot score for such a reason loses, and its
+    /// search goes on. Any other reason holds for other candidates too, or depends on how much memory there
+    /// is, as no answer may.
+    pub fn is_of_the_text(&self) -> bool {
+        matches!(
+            self,
+            Error::ContextTooShort { .. } | Error::NoSuchToken { .. } | Error::Unreadable { .. }
+        )
+    }
+
     /// Whether the device will fail at whatever is asked of it from now on: after an error of CUDA's
     /// the process has to be started anew.
     pub fn is_final(&self) -> bool {

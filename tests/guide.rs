@@ -351,6 +351,42 @@ fn a_text_beyond_the_context_fails_alone() {
     });
 }
 
+/// Goal: a text that one of several pairs refuses takes no page and leaves the cache as it was, and the
+/// pairs behind it run nothing of it: the same state scores the next text as a fresh one does.
+#[test]
+fn a_refused_text_leaves_no_trace() {
+    on_every_device!(|device| {
+        let with = |tuned, untuned| weighted(&device, tuned, untuned, 1.0, GuideTokens::Text);
+        let (small, large) = (with("gpt2_tuned", "gpt2"), with("llama_tuned", "llama"));
+        let behind = large.pair.clone();
+        let rows_run = || behind.lock().unwrap().tuned.rows_run();
+        let mut guide = PairGuide::new(vec![small, large], None);
+        let prompt = guide.prepare(&Prompt::Text("The film".into()), &LIFE).unwrap();
+        let all = guide.pages_free();
+        let mut state = guide.open(&[&prompt]).unwrap().remove(0);
+        let begun = " is a storm";
+        let response = text_response(begun.as_bytes(), None);
+        guide.score(&mut [Scoring { state: &mut state, response: &response }]).unwrap();
+        let (free, rows) = (guide.pages_free(), rows_run());
+        let long = format!("{begun}{}", "你好".repeat(99));
+        let response = text_response(long.as_bytes(), None);
+        // As a fork that loses, and in its parent's own state.
+        for state in [&mut state.clone(), &mut state] {
+            let mut items = [Scoring { state, response: &response }];
+            let error = guide.score(&mut items).unwrap().remove(0).unwrap_err();
+            assert!(error.is_of_the_text(), "{error}");
+            assert!(error.to_string().contains("context holds 128 tokens"), "{error}");
+        }
+        assert_eq!((guide.pages_free(), rows_run()), (free, rows));
+        let next = text_response(b" is a storm and silence", Some(Finish::Eos));
+        let mut items = [Scoring { state: &mut state, response: &next }];
+        let after = guide.score(&mut items).unwrap().remove(0).unwrap();
+        drop(state);
+        assert_eq!(guide.pages_free(), all, "pages were lost");
+        assert_eq!(after, scores(&mut guide, "The film", &[next])[0]);
+    });
+}
+
 /// Goal: a response that somebody else wrote is read as text also by a guide that takes tokens, and
 /// the number of its bytes does not count against the context.
 #[test]

@@ -247,7 +247,7 @@ fn compat_does_as_the_papers_code_does() {
         let what = format!("{} {prompt:?} {w},{k},{l:?} of {limit}, seed {seed}", models.name);
         assert_eq!(outcome.trace.len(), selections.len(), "{what}");
         for (step, (chunk, selection)) in outcome.trace.iter().zip(&selections).enumerate() {
-            let gains: Vec<f64> = chunk.candidates.iter().map(|c| c.gain).collect();
+            let gains: Vec<f64> = chunk.candidates.iter().map(|c| c.gain.unwrap()).collect();
             assert_eq!(gains, selection.scores, "{what}, step {step}");
             for (number, candidate) in chunk.candidates.iter().enumerate() {
                 let rank = selection.best.iter().position(|&row| row == number);

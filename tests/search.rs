@@ -10,7 +10,7 @@ use trimtab::kv_cache::Lifetime;
 use trimtab::philox::Draw;
 use trimtab::proposer::{Draft, Finish, Prompt, Proposer, StopStrings, Unfinished};
 use trimtab::scheduler::{Finished, Scheduler};
-use trimtab::search::{Outcome, Settings};
+use trimtab::search::{Chunk, Outcome, Settings};
 
 fn prompt(text: &str) -> Prompt {
     Prompt::Text(text.into())
@@ -31,8 +31,14 @@ fn run(script: Script, judge: Judge, text: &str, settings: Settings) -> Outcome 
     run_all(scheduler).remove(0).result.unwrap()
 }
 
-/// Algorithm 1 of the paper on plain lists, with finished hypotheses and equal ones kept once.
-fn brute_force(script: &Script, judge: &Judge, text: &str, s: &Settings) -> (Vec<u32>, Vec<f64>) {
+/// Algorithm 1 of the paper on plain lists, with finished hypotheses and equal ones kept once, and without
+/// those that the judge cannot read. None if none is left.
+fn brute_force(
+    script: &Script,
+    judge: &Judge,
+    text: &str,
+    s: &Settings,
+) -> Option<(Vec<u32>, Vec<f64>)> {
     let ended = |tokens: &[u32]| tokens.last() == Some(&0) || tokens.len() >= s.max_new_tokens;
     let chunk = |start: &[u32], candidate: u32| {
         let mut tokens = start.to_vec();
@@ -65,16 +71,16 @@ fn brute_force(script: &Script, judge: &Judge, text: &str, s: &Settings) -> (Vec
         }
         let mut unique: Vec<Vec<u32>> = Vec::new();
         for tokens in pool {
-            if !unique.contains(&tokens) {
+            if !unique.contains(&tokens) && !judge.loses(&tokens) {
                 unique.push(tokens);
             }
         }
         unique.sort_by(|a, b| judge.gain(b).partial_cmp(&judge.gain(a)).unwrap());
         unique.truncate(s.beam_width);
-        best_gains.push(judge.gain(&unique[0]));
+        best_gains.push(judge.gain(unique.first()?));
         beams = unique;
         if beams.iter().all(|beam| ended(beam)) {
-            return (beams.swap_remove(0), best_gains);
+            return Some((beams.swap_remove(0), best_gains));
         }
     }
 }
@@ -82,23 +88,35 @@ fn brute_force(script: &Script, judge: &Judge, text: &str, s: &Settings) -> (Vec
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
-    /// Goal: for any W, K, L, limit, seed and script, the answer is brute force's.
+    /// Goal: for any W, K, L, limit, seed and script, the answer is brute force's; also where the guide cannot
+    /// read some of the candidates, which lose, and the search fails only if none is left.
     #[test]
     fn search_equals_brute_force(
         w in 1..5usize, k in 1..5usize, l in prop::option::of(1..6usize), limit in 1..20usize,
         vocab in 1..7u32, seed in any::<u64>(), salt in any::<u64>(), text in "[a-z]{1,8}",
+        unreadable in prop::sample::select(vec![0, 2, 3, 9]),
     ) {
-        let (script, judge) = (Script::new(vocab, Pick::Random), Judge { salt, ..Judge::default() });
+        let script = Script::new(vocab, Pick::Random);
+        let judge = Judge { salt, unreadable, ..Judge::default() };
         let settings = settings(w, k, l, limit, seed);
-        let (tokens, best_gains) = brute_force(&script, &judge, &text, &settings);
-        let outcome = run(script, judge, &text, settings);
+        let expected = brute_force(&script, &judge, &text, &settings);
+        let mut scheduler = Scheduler::new(script, judge, 1);
+        scheduler.submit(0, &prompt(&text), settings).unwrap();
+        let result = run_all(scheduler).remove(0).result;
+        let Some((tokens, best_gains)) = expected else {
+            let error = result.unwrap_err().to_string();
+            prop_assert!(error.contains("context holds 100 tokens"), "{}", error);
+            return Ok(());
+        };
+        let outcome = result.unwrap();
         prop_assert_eq!(&outcome.response.tokens, &tokens);
-        let traced: Vec<f64> = outcome
-            .trace
-            .iter()
-            .map(|chunk| chunk.candidates.iter().find(|c| c.rank == Some(0)).unwrap().gain)
-            .collect();
+        let best = |chunk: &Chunk| chunk.candidates.iter().find(|c| c.rank == Some(0))?.gain;
+        let traced: Vec<f64> = outcome.trace.iter().map(|chunk| best(chunk).unwrap()).collect();
         prop_assert_eq!(traced, best_gains, "the best of every step");
+        for candidate in outcome.trace.iter().flat_map(|chunk| &chunk.candidates) {
+            prop_assert_eq!(candidate.gain.is_none(), candidate.lost.is_some());
+            prop_assert!(candidate.lost.is_none() || candidate.rank.is_none());
+        }
     }
 
     /// Goal: the same bytes alone, among 32 others, and whatever the others are.
@@ -247,7 +265,7 @@ fn best_of_n_is_one_step_without_a_chunk_limit() {
     let candidates = &outcome.trace[0].candidates;
     assert_eq!(candidates.len(), 16);
     assert!(candidates.iter().all(|c| c.finish_reason.is_some()));
-    let best = candidates.iter().map(|c| c.gain).fold(f64::MIN, f64::max);
+    let best = candidates.iter().map(|c| c.gain.unwrap()).fold(f64::MIN, f64::max);
     assert_eq!(outcome.score.gain, best);
 }
 
@@ -332,6 +350,51 @@ fn a_bad_gain_fails_its_own_search() {
     let finished = run_all(scheduler);
     assert!(finished[0].result.as_ref().unwrap_err().to_string().contains("not a finite number"));
     assert!(finished[1].result.is_ok());
+}
+
+/// Goal: of sixteen candidates those that the guide cannot read lose, and so do their repetitions; the trace
+/// says so, in both kinds of search, and the best of the others is the answer.
+#[test]
+fn a_candidate_that_cannot_be_read_loses_alone() {
+    let judge = Judge { salt: 5, unreadable: 3, ..Judge::default() };
+    for compat in [false, true] {
+        let best_of_16 = Settings { compat, ..settings(1, 16, None, 3, 9) };
+        // Few different responses, so that some are equal.
+        let outcome = run(Script::new(3, Pick::Random), judge.clone(), "y", best_of_16);
+        let candidates = &outcome.trace[0].candidates;
+        let (lost, stand): (Vec<_>, Vec<_>) = candidates.iter().partition(|c| c.lost.is_some());
+        assert!(lost.len() > 1 && stand.len() > 1, "{} of 16 are lost", lost.len());
+        assert_eq!(
+            compat,
+            lost.iter().all(|c| c.duplicate_of.is_none()),
+            "duplicates are lost too"
+        );
+        for candidate in &lost {
+            assert_eq!((candidate.gain, candidate.rank), (None, None));
+            assert!(candidate.lost.as_ref().unwrap().contains("context holds 100 tokens"));
+        }
+        let best = stand.iter().map(|c| c.gain.unwrap()).fold(f64::MIN, f64::max);
+        assert_eq!(outcome.score.gain, best);
+        for candidate in candidates {
+            let json = serde_json::to_value(candidate).unwrap();
+            assert_eq!(
+                json.get("lost").is_some(),
+                candidate.lost.is_some(),
+                "only where it is lost"
+            );
+            assert_eq!(json["gain"].is_null(), candidate.lost.is_some());
+        }
+    }
+}
+
+/// Goal: where a model is broken a search fails, whatever else of its candidates is lost.
+#[test]
+fn a_bad_gain_is_not_a_lost_candidate() {
+    let judge = Judge { poison: Some(2), unreadable: 2, ..Judge::default() };
+    let mut scheduler = Scheduler::new(Script::new(6, Pick::Enumerate), judge, 1);
+    scheduler.submit(0, &prompt("a"), settings(1, 6, Some(1), 3, 0)).unwrap();
+    let error = run_all(scheduler).remove(0).result.unwrap_err().to_string();
+    assert!(error.contains("not a finite number"), "{error}");
 }
 
 /// Goal: searches wait for pages rather than fail, and one that never fits is refused at once.

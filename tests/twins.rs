@@ -116,7 +116,7 @@ fn each_twin_counts_its_own_rows() {
     }
     for which in [0, 1] {
         let [none, more] = [0, 2].map(|size| alone(size, which));
-        assert!(none - more > 0.1, "{more} is {none} less what the new rows have");
+        assert!(none - more > 0.1, "{more} is {none} less the new rows' share");
     }
     on_every_device!(|device| {
         let pair = [all[2][0].path(), all[1][1].path()];
@@ -127,7 +127,7 @@ fn each_twin_counts_its_own_rows() {
     });
 }
 
-/// Goal: a token that one of the twins lacks is named with that twin, wherever it stands: in a prompt, in a
+/// Goal: a token that one of the twins lacks is named with that twin, whether it is in a prompt, in a
 /// text, in another model's ids. The responses beside it are scored as if it were not there.
 #[test]
 fn a_token_that_a_twin_lacks_fails_its_own_text() {
@@ -199,7 +199,7 @@ fn shifted<B: Backend>(backend: &Arc<B>, [base, tuned, untuned]: [&Path; 3]) -> 
     base.read_logits().unwrap()
 }
 
-/// Goal: emulated fine-tuning of three sizes of vocabulary, for several rows: what all three models have is
+/// Goal: emulated fine-tuning of three sizes of vocabulary, for several rows: the tokens that all three models have are
 /// shifted by softmaxes over each pair model's own rows, the rest is impossible.
 #[test]
 fn logits_are_shifted_where_all_three_models_have_the_token() {

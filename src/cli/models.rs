@@ -242,7 +242,7 @@ pub fn load<B: Backend>(
                         .into(),
             });
         }
-        // Where the guide takes the base's ids, that was looked at already.
+        // A guide that takes the base's ids has been compared with it already.
         if let (Some(base), Some(_), GuideTokens::Text) =
             (base.folder(), plan.guidance, pair.tokens)
         {

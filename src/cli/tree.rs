@@ -24,8 +24,8 @@ impl Paint {
 }
 
 /// The candidates of every step under the beam that they were forked from. `●` lived on, `·` was
-/// dropped, `■` had ended, `★` is the answer; equal candidates are counted at the first of them,
-/// and what had ended before is not drawn again.
+/// dropped, `■` had ended, `★` is the answer; `lost` is one that the guide could not score. Equal candidates
+/// are counted at the first of them, and what had ended before is not drawn again.
 pub fn draw(trace: &[Chunk], paint: Paint) -> String {
     let mut drawing = Drawing { trace, paint, answer: answer(trace), out: String::new() };
     drawing.branch(0, None, &mut String::new());
@@ -98,8 +98,8 @@ impl Drawing<'_> {
             "" => "(end)".to_owned(),
             text => format!("“{}”", text.replace('\n', "⏎")),
         };
-        let gain = candidate.gain;
-        let _ = writeln!(self.out, "{indent}{branch} {style}{mark} {gain:+6.2} {text}{times}{off}");
+        let gain = candidate.gain.map_or_else(|| "  lost".into(), |gain| format!("{gain:+6.2}"));
+        let _ = writeln!(self.out, "{indent}{branch} {style}{mark} {gain} {text}{times}{off}");
     }
 }
 
@@ -112,11 +112,12 @@ mod tests {
             parent,
             text: text.into(),
             tokens: 1,
-            gain: 1.0,
+            gain: Some(1.0),
             rank,
             carried: false,
             duplicate_of: None,
             finish_reason: None,
+            lost: None,
         }
     }
 
@@ -124,8 +125,15 @@ mod tests {
     fn the_tree_shows_who_lived_and_who_won() {
         let mut ended = candidate(None, "a.", Some(1));
         ended.finish_reason = Some("stop");
+        let mut lost = candidate(None, "e", None);
+        (lost.gain, lost.lost) = (None, Some("it is too long".into()));
         let first = Chunk {
-            candidates: vec![candidate(None, "b", Some(0)), ended, candidate(None, "c", None)],
+            candidates: vec![
+                candidate(None, "b", Some(0)),
+                ended,
+                candidate(None, "c", None),
+                lost,
+            ],
         };
         let mut waiting = candidate(Some(1), "", Some(0));
         (waiting.carried, waiting.finish_reason) = (true, Some("stop"));
@@ -136,7 +144,8 @@ mod tests {
 ├ ●  +1.00 “b”
 │  └ ·  +1.00 “d” ×2
 ├ ★  +1.00 “a.”
-└ ·  +1.00 “c”
+├ ·  +1.00 “c”
+└ ·   lost “e”
 ";
         assert_eq!(draw(&[first, second], Paint::new(false)), expected);
     }

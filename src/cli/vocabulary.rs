@@ -1,4 +1,4 @@
-//! Which models' tokens mean the same, and which of them a pair can score.
+//! Whether models mean the same by their tokens, and which of them a pair can score.
 
 use super::models::{Described, DescribedPair, GuideTokensFlag, Plan};
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ impl DescribedPair {
     /// An error if another model's ids, which come to this pair, mean other tokens to one of the twins.
     pub fn require_tokens_of(&self, other: &Described, advice: &str) -> Result<()> {
         require_same_vocabulary(other, &self.tuned, advice)?;
-        // What texts are merged by takes long to compare, and the twins have the same.
+        // Merges take long to compare, and the twins have the same ones.
         let Self { untuned, .. } = self;
         other.tokenizer.same_ids(&untuned.tokenizer).map_err(differ(other, untuned, advice))
     }

@@ -70,7 +70,7 @@ impl<B: Backend> Pair<B> {
         configs.into_iter().map(engine).sum()
     }
 
-    /// The tokens that tuned has, and untuned: what is run must be among both.
+    /// The tokens that tuned has, and untuned. Both must have a token that is run.
     pub fn rows(&self) -> [Rows; 2] {
         let rows = |model, engine: &Engine<B>| Rows { model, count: engine.config().vocab };
         [rows("tuned", &self.tuned), rows("untuned", &self.untuned)]

@@ -65,6 +65,7 @@ pub trait Guide {
     /// Runs the prompts.
     fn open(&mut self, prompts: &[&Self::Prompt]) -> Result<Vec<Self::State>>;
 
-    /// Scores each response; one that cannot be scored is an error of its own.
+    /// Scores each response; one that cannot be scored is an error of its own, and where that lies in its text
+    /// ([`Error::is_of_the_text`](crate::error::Error::is_of_the_text)), it alone is lost.
     fn score(&mut self, items: &mut [Scoring<'_, Self::State>]) -> Result<Vec<Result<Score>>>;
 }

@@ -188,13 +188,14 @@ impl<B: Backend> PairGuide<B> {
         let text = match (&self.compat, response.finish) {
             // One that somebody else wrote has no tokens.
             (Some(base), _) if response.stop.is_none() && !response.tokens.is_empty() => {
-                reference_text(base, response)?.into()
+                reference_text(base, response).map_err(Error::unreadable("base"))?.into()
             }
             // More bytes may still complete the last character.
             (_, None) => complete_utf8(&response.text).0,
             (_, Some(_)) => String::from_utf8_lossy(&response.text),
         };
-        let mut tokens = pair.format.encode(&cached.prompt_text.with(&text))?;
+        let whole = cached.prompt_text.with(&text);
+        let mut tokens = pair.format.encode(&whole).map_err(Error::unreadable("guide"))?;
         if ended {
             tokens.push(pair.eos.ok_or(Error::NoEndToken)?);
         }
@@ -413,13 +414,17 @@ impl<B: Backend> Guide for PairGuide<B> {
     fn score(&mut self, items: &mut [Scoring<'_, PairState>]) -> Result<Vec<Result<Score>>> {
         let mut totals: Vec<Result<Score>> = items.iter().map(|_| Ok(Score::default())).collect();
         for index in 0..self.pairs.len() {
-            let (scores, tokens_new) = self.score_pair(index, items)?;
+            // A response that one pair could not score is not run by the others.
+            let good = items.iter_mut().zip(&totals).filter(|(_, total)| total.is_ok());
+            let mut left: Vec<_> = good
+                .map(|(Scoring { state, response }, _)| Scoring { state: &mut **state, response })
+                .collect();
+            let (scores, tokens_new) = self.score_pair(index, &mut left)?;
             self.tokens_new += if index == 0 { tokens_new } else { 0 };
-            for (total, score) in totals.iter_mut().zip(scores) {
-                *total = match (std::mem::replace(total, Ok(Score::default())), score) {
-                    (Ok(total), Ok(score)) => Ok(add(total, score, index)),
-                    (Err(error), _) | (Ok(_), Err(error)) => Err(error),
-                };
+            for (total, score) in totals.iter_mut().filter(|total| total.is_ok()).zip(scores) {
+                if let Ok(sum) = *total {
+                    *total = score.map(|score| add(sum, score, index));
+                }
             }
         }
         Ok(totals)

@@ -20,7 +20,7 @@ pub struct LocalProposer<B: Backend> {
 }
 
 /// A pair that shifts the base model's logits: emulated fine-tuning (Mitchell et al., arXiv
-/// 2310.12962). Its tokens must mean the same as the base model's; what it does not have is not drawn.
+/// 2310.12962). Its tokens must mean the same as the base model's; tokens that it lacks are not drawn.
 pub struct Guidance<B: Backend> {
     /// The pair, shared with the guide.
     pub pair: Arc<Mutex<Pair<B>>>,

@@ -13,6 +13,8 @@
 //! until all beams have ended; the answer is the one with the highest gain. Best-of-N is W=1,
 //! K=N, L=∞; plain sampling is W=1, K=1, L=∞.
 //!
+//! A candidate whose text the guide cannot score, since it outgrows its context for instance, is never kept.
+//!
 //! Where this differs from the paper's code, on purpose: a finished hypothesis stays in the pool
 //! once (there it is repeated K times, and copies of it can fill all W places); candidates with
 //! equal tokens are kept once; ties keep candidate order; a candidate cut by the token limit is
@@ -28,7 +30,7 @@ pub use method::{ChunkLen, Method, Shape, Shaped};
 pub use settings::Settings;
 pub use trace::{Chunk, TracedCandidate};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::guide::{Score, Scoring};
 use crate::philox::Draw;
 use crate::proposer::{Draft, Finish, Response, Unfinished};
@@ -56,6 +58,8 @@ struct Candidate<P, G> {
     duplicate_of: Option<usize>,
     /// Why it has not been continued.
     unfinished: Option<Unfinished>,
+    /// Why the guide cannot score it: it is never kept.
+    lost: Option<Error>,
     hypothesis: Hypothesis<P, G>,
 }
 
@@ -170,6 +174,7 @@ impl<P: Clone, G: Clone> Search<P, G> {
                 inherited_text: hypothesis.response.text.len(),
                 duplicate_of: None,
                 unfinished: None,
+                lost: None,
                 hypothesis,
             });
         }
@@ -255,15 +260,27 @@ impl<P: Clone, G: Clone> Search<P, G> {
         })
     }
 
-    /// Keeps the best, given the scores that [`Search::scorings`] asked for.
+    /// Keeps the best, given the scores that [`Search::scorings`] asked for. A candidate whose text cannot be
+    /// scored has lost. Any other error is the search's end, and so is that reason where no candidate is left.
     pub fn select(&mut self, scores: impl IntoIterator<Item = Result<Score>>) -> Result<()> {
         let mut scores = scores.into_iter();
         for candidate in self.candidates.iter_mut().filter(|c| needs_score(c)) {
-            candidate.hypothesis.score = scores.next().expect("a score for each candidate")?;
+            match scores.next().expect("a score for each candidate") {
+                Ok(score) => candidate.hypothesis.score = score,
+                Err(error) if error.is_of_the_text() => candidate.lost = Some(error),
+                Err(error) => return Err(error),
+            }
         }
         let candidates = std::mem::take(&mut self.candidates);
+        let is_left = |candidate: &Candidate<P, G>| {
+            candidate.duplicate_of.is_none() && candidate.lost.is_none()
+        };
         let mut order: Vec<usize> =
-            (0..candidates.len()).filter(|&i| candidates[i].duplicate_of.is_none()).collect();
+            (0..candidates.len()).filter(|&i| is_left(&candidates[i])).collect();
+        if order.is_empty() {
+            let reason = candidates.into_iter().find_map(|candidate| candidate.lost);
+            return Err(reason.expect("all are lost, or repeat one that is"));
+        }
         let gain = |i: usize| candidates[i].hypothesis.score.gain;
         // Stable: ties keep candidate order. Gains are finite, the guide has seen to that.
         order.sort_by(|&a, &b| gain(b).total_cmp(&gain(a)));

@@ -21,8 +21,8 @@ pub struct TracedCandidate {
     pub text: String,
     /// Tokens of the whole response so far.
     pub tokens: usize,
-    /// Its gain so far; that of the candidate it repeats, if it is a duplicate.
-    pub gain: f64,
+    /// Its gain so far; that of the candidate it repeats, if it is a duplicate. None if it was lost.
+    pub gain: Option<f64>,
     /// Its place among those that live on, from 0; none if it was dropped.
     pub rank: Option<usize>,
     /// It had ended before this step and was only compared again.
@@ -31,6 +31,9 @@ pub struct TracedCandidate {
     pub duplicate_of: Option<usize>,
     /// `stop` or `length` if it has ended.
     pub finish_reason: Option<&'static str>,
+    /// Why the guide could not score its text; else it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
 }
 
 impl Chunk {
@@ -46,11 +49,12 @@ impl Chunk {
                 parent: candidate.parent,
                 text: added(candidate),
                 tokens: response.tokens.len(),
-                gain: scored.hypothesis.score.gain,
+                gain: scored.lost.is_none().then_some(scored.hypothesis.score.gain),
                 rank,
                 carried: candidate.is_carried(),
                 duplicate_of: candidate.duplicate_of,
                 finish_reason: response.finish.map(|finish| finish.reason()),
+                lost: scored.lost.as_ref().map(ToString::to_string),
             }
         });
         Self { candidates: traced.collect() }

@@ -51,7 +51,7 @@ fn a_token_too_many_does_no_harm_where_it_does_not_turn_up() {
 }
 
 /// Goal: three models with one tokenizer and tables of three sizes work together, with the base's tokens as
-/// they are and by emulated fine-tuning; what the base alone has is never an answer's token there.
+/// they are and by emulated fine-tuning; tokens that the base alone has are never drawn there.
 #[test]
 fn padded_tables_go_together() {
     let models = [("gpt2", 20), ("gpt2_tuned", 5), ("gpt2", 0)];

@@ -1,4 +1,4 @@
-"""A `trimtab serve` process with the demo's models, for tests of clients."""
+"""A `trimtab serve` process with the demo's models, or others, for tests of clients."""
 
 import contextlib
 import pathlib
@@ -11,12 +11,13 @@ TRIMTAB = ROOT / "target" / "release" / "trimtab"
 
 
 @contextlib.contextmanager
-def serving(*flags, chat=False):
-    """Yields the server's URL; `chat` gives the models chat templates of their own."""
+def serving(*flags, chat=False, folders=None):
+    """Yields the server's URL; `chat` gives the models chat templates of their own, `folders` are those of
+    other models: base, tuned and untuned."""
     with tempfile.TemporaryDirectory() as folder:
         models = []
-        for name in ("base", "tuned", "untuned"):
-            model = ROOT / "models" / name
+        names = ("base", "tuned", "untuned")
+        for name, model in zip(names, folders or [ROOT / "models" / name for name in names]):
             if chat:
                 copy = pathlib.Path(folder) / name
                 shutil.copytree(model, copy)

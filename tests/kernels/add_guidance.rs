@@ -26,7 +26,7 @@ fn add_guidance_agrees_with_the_oracle() {
     });
 }
 
-/// Goal: each softmax is over its model's own tokens, and what not all three models have cannot be drawn, in
+/// Goal: each softmax is over its model's own tokens, and a token that one of the three models lacks cannot be drawn, in
 /// whichever order their vocabularies are larger; the rows behind those asked for stay.
 #[test]
 fn tokens_that_not_all_models_have_become_impossible() {

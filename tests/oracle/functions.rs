@@ -1,4 +1,4 @@
-//! What the oracle computes of numbers: the formulas, in f64.
+//! The oracle's formulas, in f64.
 
 use trimtab::backend::SampleRow;
 

@@ -1,4 +1,4 @@
-//! Golden models with more rows in their embedding tables than their tokenizers have ids, or fewer.
+//! Golden models with more rows in their embedding tables, or more tokens in their tokenizers.
 #![allow(dead_code)] // each test file uses a part
 
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ pub fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
     std::fs::write(path, json.to_string()).unwrap();
 }
 
-/// A golden model, its head tied and in f32, whose table has so many rows more. Their numbers are between
-/// −`size` and `size`.
+/// A golden model, its head tied and in f32, whose table has `more` rows than before, of numbers between −`size`
+/// and `size`.
 pub fn resized(name: &str, more: usize, size: f32) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(golden(name)).unwrap() {

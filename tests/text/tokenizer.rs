@@ -183,8 +183,8 @@ fn a_prefix_space_that_two_files_see_differently_is_refused() {
     assert_eq!(spaced.encode("w", Bos::Never).unwrap(), [258]);
 }
 
-/// Goal: a token that was added to one of two tokenizers keeps nobody from using both, also where it is beyond
-/// all ids of the other; two tokens under one id do, and so do other rules of merging.
+/// Goal: a token that was added to one of two tokenizers makes no other vocabulary of it; two tokens under one id
+/// do, and so do other merges and a piece that texts are merged into.
 #[test]
 fn an_added_token_makes_no_other_vocabulary() {
     let marked = |marks: &[(&str, bool)]| {

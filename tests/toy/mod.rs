@@ -181,11 +181,18 @@ pub struct Judge {
     pub indifferent: bool,
     /// Responses that contain this token have no gain.
     pub poison: Option<u32>,
+    /// N where one of N responses cannot be read, by its tokens; 0 for none.
+    pub unreadable: u64,
     /// Responses scored so far.
     pub scored: usize,
 }
 
 impl Judge {
+    /// Whether a response cannot be read.
+    pub fn loses(&self, tokens: &[u32]) -> bool {
+        self.unreadable > 0 && noise(self.salt ^ 77, tokens) * (self.unreadable as f64) < 1.0
+    }
+
     /// The gain by its definition.
     pub fn gain(&self, tokens: &[u32]) -> f64 {
         if self.indifferent {
@@ -226,6 +233,11 @@ impl Guide for Judge {
                 item.state.clone_from(tokens);
                 if self.poison.is_some_and(|token| tokens.contains(&token)) {
                     return Err(Error::NotFinite { what: "the gain of a candidate".into() });
+                }
+                if self.loses(tokens) {
+                    let (context, new_tokens) = (100, tokens.len());
+                    let model = "guide";
+                    return Err(Error::ContextTooShort { model, context, tokens: 1, new_tokens });
                 }
                 let gain = self.gain(tokens);
                 Ok(Score { logp_tuned: gain, logp_untuned: 0.0, gain, tokens: tokens.len() })

@@ -173,7 +173,7 @@ impl<'a, D: Device> Product<'a, D> {
     }
 }
 
-/// What `kernels`, those of matmul or of one with an activation, make of a product.
+/// A product by the `kernels` of matmul, or of a matmul with an activation.
 pub fn matmul<D: Device>(
     backend: &CudaBackend<D>,
     kernels: Kernels,

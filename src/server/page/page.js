@@ -217,16 +217,19 @@ function group() {
 }
 
 class Candidate {
-  constructor({ text, gain, rank, finish_reason }, parent, round) {
+  constructor({ text, gain, rank, finish_reason, lost }, parent, round) {
     this.parent = parent;
     this.own = text;
     this.count = 1;
-    this.gain = signed(gain);
+    // A lost candidate is one that the guide could not score.
+    this.gain = gain === null ? "lost" : signed(gain);
+    this.said = gain === null ? `lost (${lost})` : `gain ${this.gain}`;
     this.round = round;
     this.item = document.createElement("li");
     this.item.setAttribute("role", "treeitem");
     this.item.tabIndex = -1;
     this.row = document.createElement("div");
+    this.row.title = lost ?? "";
     const part = (tag, name, content = "") => {
       const element = document.createElement(tag);
       element.className = name;
@@ -244,7 +247,7 @@ class Candidate {
     this.row.className = `row ${kind}`;
     this.mark.className = `mark ${kind}`;
     this.item.dataset.kind = kind;
-    this.item.setAttribute("aria-label", `round ${this.round}, gain ${this.gain}, ${kind}: ${this.own || "end"}`);
+    this.item.setAttribute("aria-label", `round ${this.round}, ${this.said}, ${kind}: ${this.own || "end"}`);
   }
 
   again() {

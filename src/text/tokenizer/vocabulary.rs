@@ -62,7 +62,7 @@ impl Tokenizer {
         if rules.kind != other_rules.kind {
             return Err(format!("one is {}, the other {}", rules.kind, other_rules.kind));
         }
-        // A piece's place is its id: what only one of them has is `same_ids`' business.
+        // A piece's place is its id, and `same_ids` looks at those that only one of them has.
         let pieces = rules.pieces.len().min(other_rules.pieces.len());
         for (what, list, other_list, count) in [
             ("merge", &rules.merges, &other_rules.merges, usize::MAX),
@@ -97,7 +97,7 @@ impl Tokenizer {
     }
 }
 
-/// What texts are merged by.
+/// The rules that texts are merged by.
 struct Rules {
     kind: String,
     merges: Vec<Value>,
