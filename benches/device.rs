@@ -202,6 +202,12 @@ impl<B: Backend> Bench<'_, B> {
                     backend.matmul_gelu(count, x, weight, None, out)
                 })
             }
+            Activation::GeluErf => {
+                let up = (1, width, feed_forward);
+                self.matmul("matmul_gelu_erf up", counts, up, |count, x, [weight, _], out| {
+                    backend.matmul_gelu_erf(count, x, weight, None, out)
+                })
+            }
             Activation::SiluGate => {
                 let up = (2, width, feed_forward);
                 self.matmul("matmul_silu_gate up", counts, up, |count, x, [gate, up], out| {

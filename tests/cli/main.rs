@@ -6,6 +6,7 @@ mod answers;
 mod bad_input;
 mod bench;
 mod devices;
+mod folders;
 mod lines;
 mod lost;
 mod memory;
