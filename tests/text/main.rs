@@ -7,5 +7,6 @@ mod chat;
 mod fixtures;
 mod golden;
 mod prompt;
+mod real;
 mod response;
 mod tokenizer;
