@@ -13,6 +13,8 @@ drawn. Written are
     templates.json   what the chat templates in templates/ make of conversations
     jinja.json       what Jinja2 makes of small templates
     settings.json    the settings that a checkpoint's files can have
+    variants.json    models that are easy to read wrongly, as changes to the checkpoints
+    side_files.json  tokenizers that are, likewise
     gains.json       the gain of whole texts for a tuned and an untuned model
     README.md        what there is, with the versions that it was made with
 
@@ -48,6 +50,7 @@ from golden.jinja import write_jinja
 from golden.settings import write_settings
 from golden.templates import origins_table, write_templates
 from golden.values import chat_cases, gain_cases, golden_values, text_cases
+from golden.variants import write_variants
 from golden.vocabularies import (
     LLAMA_VOCAB,
     PROSE,
@@ -94,6 +97,7 @@ def main() -> None:
     chats = [case for name in chat for case in chat_cases(args.out, name)]
     write_json(args.out / "text.json", texts + chats)
     write_json(args.out / "gains.json", [c for pair in PAIRS for c in gain_cases(args.out, *pair)])
+    write_variants(args.out)
     write_templates(args.out)
     write_jinja(args.out)
     write_settings(args.out)
@@ -161,6 +165,9 @@ README = textwrap.dedent("""\
       Scored are the `tokens` behind the longest common beginning of both; never the very first
       token, which nothing predicts (see the cases with an empty prompt).
 
+    - `variants.json`, `side_files.json`: changes to a checkpoint's `config`, tensors (`tensors` names a
+      change in tools/golden/variants.py), `tokenizer` (by path) and side `files`, and what transformers makes
+      of the result: `logprobs` of the model's golden tokens, `ids` of `texts`.
     - `templates.json`: what transformers' `apply_chat_template` makes of `messages` on 2024-07-26,
       with a generation prompt and without tools: `rendered`, or the `error` that it raises. A
       message of the role `developer` is one of `system` where the template has no such string.

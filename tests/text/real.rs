@@ -25,7 +25,7 @@ fn a_real_models_tokens_are_those_of_transformers() {
         let prompt: Prompt = serde_json::from_value(case["prompt"].clone()).unwrap();
         let mut text = match case["rendered"].as_str() {
             Some(rendered) => {
-                assert_eq!(chats.render(&prompt).unwrap(), rendered, "{case}");
+                assert_eq!(chats.render(&prompt).unwrap().text, rendered, "{case}");
                 rendered.to_owned()
             }
             None => case["prompt"].as_str().unwrap().to_owned(),

@@ -1,31 +1,24 @@
-#!/usr/bin/env python3
 """Ordinary checkpoints that are easy to read wrongly, as changes to the golden ones, and what transformers
 makes of them.
-
-    .venv/bin/python tools/golden/variants.py tests/golden
 
 Written are variants.json (models: log-probabilities in float64) and side_files.json (tokenizers: ids). A test makes
 the same changes in a folder of its own. Each change is plain data, but for those of tensors, which
 have names: see TENSORS.
 """
 
-import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import torch
-import transformers
-from golden.checkpoints import load
-from golden.files import Json, read_json, rounded, versions, write_json
-from golden.values import run_float64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
+
+from golden.checkpoints import load
+from golden.files import Json, read_json, rounded, write_json
+from golden.values import run_float64
 
 Tensors = dict[str, Tensor]
 
@@ -198,15 +191,6 @@ def tokenizer_cases(golden: Path) -> list[Json]:
     return cases
 
 
-def main() -> None:
-    golden = Path(sys.argv[1])
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
+def write_variants(golden: Path) -> None:
     write_json(golden / "side_files.json", tokenizer_cases(golden))
     write_json(golden / "variants.json", model_cases(golden))
-    print(json.dumps(versions()))
-
-
-if __name__ == "__main__":
-    main()
