@@ -124,7 +124,9 @@ fn end_tokens_are_those_of_all_files() {
 fn contradictions_are_refused() {
     let linear = json!({"rope_type": "linear", "factor": 4.0});
     let theta = json!({"rope_type": "default", "rope_theta": 500.0});
-    let cases: [(&str, &[(&str, Value)], &[&str]); 8] = [
+    /// A model, fields of its config, and words of the error.
+    type Case<'a> = (&'a str, &'a [(&'a str, Value)], &'a [&'a str]);
+    let cases: [Case<'_>; 8] = [
         (
             "llama",
             &[("rope_scaling", linear.clone()), ("rope_parameters", theta.clone())],

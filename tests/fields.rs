@@ -174,7 +174,7 @@ const PAGE: &str = "\
 
 trimtab knows every field that the files of a model's folder may have. It obeys a field, or refuses values that
 would change a result, or leaves the field without effect for a reason. A field that is in none of these lists
-is a warning on stderr, once, and a line of `trimtab inspect`. `tests/fields.rs` holds the lists against the classes
+is a warning on stderr, once, and a line of `trimtab inspect`; in `tokenizer.json` it is an error. `tests/fields.rs` holds the lists against the classes
 of transformers, and this page against the lists.
 
 `adapter_config.json` is refused as a whole: trimtab does not merge LoRA adapters. `added_tokens.json` has tokens

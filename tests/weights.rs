@@ -205,13 +205,18 @@ fn a_wrong_wish_is_answered_with_what_there_is() {
 /// Goal: a wide number is rounded once: by way of f32 this one would become 1.
 #[test]
 fn float64_is_rounded_to_bf16_at_once() {
-    let number = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
-    let file = valid(&[("w", "F64", &[1], &number.to_le_bytes())]);
+    let (tie, little, step) = (1.0 + 2f64.powi(-8), 2f64.powi(-40), 2f32.powi(-7));
+    let numbers = [tie + little, -tie - little, tie, tie - little, 3.0 * tie, 0.1, 1e300, f64::NAN];
+    let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let file = valid(&[("w", "F64", &[8], &bytes)]);
     let folder = folder(&[(SINGLE, &file)]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let tensor = checkpoint.tensor("w", &[1]).unwrap();
-    assert_eq!(tensor.to_bf16()[0].to_f32(), 1.0 + 2f32.powi(-7));
-    assert_eq!(tensor.to_f32(), [1.0 + 2f32.powi(-8)]);
+    let tensor = checkpoint.tensor("w", &[8]).unwrap();
+    let halves: Vec<f32> = tensor.to_bf16().iter().map(|half| half.to_f32()).collect();
+    assert_eq!(halves[..5], [1.0 + step, -1.0 - step, 1.0, 1.0, 3.015625]);
+    assert_eq!(halves[5], bf16::from_f32(0.1).to_f32());
+    assert!(halves[6].is_infinite() && halves[7].is_nan());
+    assert_eq!(tensor.to_f32()[..3], [tie as f32, -tie as f32, tie as f32]);
 }
 
 #[test]

@@ -54,6 +54,7 @@ fn print_json(model: &Described, checkpoint: &Checkpoint) -> Result<Done> {
         "vocabulary": config.vocab,
         "tokenizer_entries": tokenizer.len(),
         "bos": tokenizer.bos(),
+        "front": tokenizer.front(),
         "eos": model.eos(),
         "end_tokens": ends.collect::<Vec<_>>(),
         "chat_template": tokenizer.chat_template().is_some(),
@@ -72,7 +73,10 @@ fn print_rows(model: &Described, checkpoint: &Checkpoint) -> Result<Done> {
     let (config, tokenizer) = (&model.config, &model.tokenizer);
     let name = |id: u32| tokenizer.name(id).unwrap_or("?").to_owned();
     let ends: Vec<String> = model.ends.iter().map(|end| model.shown(end)).collect();
-    let bos = tokenizer.bos().map_or("none".into(), |id| format!("{} ({id})", name(id)));
+    let token = |id: u32| format!("{} ({id})", name(id));
+    let bos = tokenizer.bos().map_or("none".into(), token);
+    let front: Vec<String> = tokenizer.front().iter().map(|&id| token(id)).collect();
+    let front = if front.is_empty() { "nothing".into() } else { front.join(" ") };
     let dtypes = checkpoint.dtypes();
     let dtypes: Vec<String> =
         dtypes.iter().map(|(name, count)| format!("{count} tensors {name}")).collect();
@@ -92,7 +96,8 @@ fn print_rows(model: &Described, checkpoint: &Checkpoint) -> Result<Done> {
         ("context", context(config)),
         ("vocabulary", format!("{} entries, {} in the tokenizer", config.vocab, tokenizer.len())),
         ("LM head", head.into()),
-        ("begins with", bos),
+        ("BOS token", bos),
+        ("before text", front),
     ];
     // One row each; the first has the label.
     let labels = std::iter::once("ends with").chain(std::iter::repeat(""));

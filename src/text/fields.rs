@@ -37,11 +37,8 @@ pub const CONFIG_TABLE: FieldTable = FieldTable {
         // bos_token, eos_token, pad_token and what a model calls its own.
         obeyed("*_token"),
         no_effect("add_bos_token", FRONT),
-        no_effect(
-            "legacy",
-            "tokenizer.json says how text behind a special token begins; transformers 5 builds \
-             LlamaTokenizer from its vocabulary alone and may differ there",
-        ),
+        // For a remark: transformers 5 reads it, tokenizer.json counts.
+        obeyed("legacy"),
         no_effect("add_eos_token", "a prompt goes on, so nothing is added behind it"),
         only("do_lower_case", &["false"]),
         only("fix_mistral_regex", &["false"]),

@@ -41,24 +41,22 @@ impl Library {
         // Syntax first, for a message with line and column.
         let fields: HashMap<&str, &RawValue> = serde_json::from_slice(json)
             .map_err(|e| unusable(format!("is not a JSON object: {e}")))?;
-        let unknown = |table: &FieldTable, names: &mut dyn Iterator<Item = &str>| {
-            let mut unknown: Vec<_> =
-                names.filter(|name| table.rule(name).is_none()).map(|n| format!("`{n}`")).collect();
-            unknown.sort();
-            (!unknown.is_empty()).then(|| {
-                format!(
-                    "{}: trimtab does not know {} and ignores it",
-                    path.display(),
-                    unknown.join(", ")
-                )
-            })
+        // The library cannot pass over a field that it does not know.
+        let known = |table: &FieldTable, names: &mut dyn Iterator<Item = &str>| match names
+            .filter(|name| table.rule(name).is_none())
+            .min()
+        {
+            None => Ok(()),
+            Some(name) => Err(unusable(format!(
+                "has the field `{name}`, which this version of trimtab does not know"
+            ))),
         };
-        notes.warnings.extend(unknown(&TOKENIZER_TABLE, &mut fields.keys().copied()));
+        known(&TOKENIZER_TABLE, &mut fields.keys().copied())?;
         let model: HashMap<String, IgnoredAny> = fields
             .get("model")
             .and_then(|model| serde_json::from_str(model.get()).ok())
             .unwrap_or_default();
-        notes.warnings.extend(unknown(&MODEL_TABLE, &mut model.keys().map(String::as_str)));
+        known(&MODEL_TABLE, &mut model.keys().map(String::as_str))?;
 
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json))
             .map_err(|e| unusable(format!("is not a valid tokenizer: {e}")))?;
@@ -74,6 +72,7 @@ impl Library {
             notes.remark(format!("BPE dropout {dropout}, which is for training, is off"));
         }
         prefix_space(&mut inner, side)?;
+        notes.remarks.extend(rebuilt(&inner, side)?);
         inner.set_encode_special_tokens(side.config.flag("split_special_tokens", false)?);
 
         let listed: Vec<Added> = fields
@@ -154,6 +153,28 @@ fn prefix_space(inner: &mut tokenizers::Tokenizer, side: &SideFiles) -> Result<(
         }
         _ => Ok(()),
     }
+}
+
+/// Where transformers 5 makes another tokenizer of the vocabulary than `tokenizer.json` describes: it builds two
+/// classes from the vocabulary alone, each in one way for all checkpoints.
+fn rebuilt(inner: &tokenizers::Tokenizer, side: &SideFiles) -> Result<Option<String>> {
+    let class = side.config.text("tokenizer_class")?.unwrap_or_default();
+    let legacy = side.config.flag("legacy", false)?;
+    let differs = match class.trim_end_matches("Fast") {
+        "GPT2Tokenizer" => {
+            !matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)))
+                || inner.get_normalizer().is_some()
+        }
+        // A space in front goes to every piece between special tokens here, and to the first one there.
+        "LlamaTokenizer" => inner.get_normalizer().is_some_and(prepends) && !legacy,
+        _ => false,
+    };
+    Ok(differs.then(|| {
+        format!(
+            "trimtab reads text as {TOKENIZER} says; transformers 5 builds {class} from the vocabulary alone \
+             and may split some texts otherwise"
+        )
+    }))
 }
 
 /// Whether a normalizer puts something in front of a text.

@@ -270,6 +270,11 @@ impl Tokenizer {
         self.bos
     }
 
+    /// What is in front of a text that no chat template wrote, with [`Bos::Auto`].
+    pub fn front(&self) -> &[u32] {
+        &self.front
+    }
+
     /// The end-of-sequence token that the side files name. A model's generation_config.json may
     /// name more.
     pub fn eos(&self) -> Option<u32> {

@@ -33,7 +33,7 @@ impl<'a> TensorView<'a> {
         match self.dtype {
             Dtype::BF16 => self.map(bf16::from_le_bytes),
             Dtype::F16 => self.map(|b| bf16::from_f32(f16::from_le_bytes(b).to_f32())),
-            Dtype::F64 => self.map(|b| bf16::from_f64(f64::from_le_bytes(b))),
+            Dtype::F64 => self.map(|b| rounded(f64::from_le_bytes(b))),
             _ => self.map(|b| bf16::from_f32(f32::from_le_bytes(b))),
         }
     }
@@ -60,4 +60,16 @@ impl<'a> TensorView<'a> {
         debug_assert!(rest.is_empty());
         chunks.iter().map(|&chunk| number(chunk)).collect()
     }
+}
+
+/// The nearest bf16, ties to even. By way of the nearest f32 a number just above a tie would become the tie, so the
+/// f32 in between is rounded to odd: cut off, with its last bit set if that loses something (Boldo and
+/// Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+fn rounded(number: f64) -> bf16 {
+    let near = number as f32;
+    if f64::from(near) == number || !near.is_finite() {
+        return bf16::from_f32(near);
+    }
+    let cut = near.to_bits() - u32::from(f64::from(near).abs() > number.abs());
+    bf16::from_f32(f32::from_bits(cut | 1))
 }

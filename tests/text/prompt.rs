@@ -155,7 +155,8 @@ fn a_conversation_without_a_system_message_gets_the_given_one() {
     assert_eq!(render(Some("Be kind."), text()), "[system:Be kind.][user:Say: hi]");
     for role in ["system", "developer"] {
         let own = Prompt::Chat(vec![message(role, "own"), message("user", "hi")]);
-        assert_eq!(render(Some("Be kind."), own), format!("[{role}:own][user:hi]"));
+        // The template does not know developers.
+        assert_eq!(render(Some("Be kind."), own), "[system:own][user:hi]", "{role}");
     }
 }
 
