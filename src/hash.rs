@@ -23,24 +23,45 @@ impl Fnv {
         }
     }
 
-    /// Takes in many bytes: four words side by side, as fast as memory is read.
-    pub fn add_many(&mut self, bytes: &[u8]) {
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        let (blocks, rest) = bytes.as_chunks::<32>();
-        let mut lanes = [1u64, 2, 3, 4];
-        for block in blocks {
-            for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
-                // The turn brings a word's upper bits to where the next product mixes them.
-                let mixed = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(ODD);
-                *lane = mixed.rotate_left(31);
-            }
-        }
-        lanes.iter().for_each(|lane| self.add(&lane.to_le_bytes()));
-        self.add(rest);
+    /// Takes in many bytes.
+    pub fn add_many(&mut self, many: Many) {
+        many.lanes.iter().for_each(|lane| self.add(&lane.to_le_bytes()));
+        self.add(&many.rest);
     }
 
     /// The hash of all bytes so far.
     pub fn finish(self) -> u64 {
         self.0
+    }
+}
+
+/// Many bytes, read part by part: four words side by side, as fast as memory is read.
+#[derive(Clone, Debug)]
+pub struct Many {
+    lanes: [u64; 4],
+    /// What is left over behind the last whole block.
+    rest: Vec<u8>,
+}
+
+impl Default for Many {
+    fn default() -> Self {
+        Self { lanes: [1, 2, 3, 4], rest: Vec::new() }
+    }
+}
+
+impl Many {
+    /// Takes in the next part; only the last one may have another length than a multiple of 32.
+    pub fn add(&mut self, part: &[u8]) {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        assert!(self.rest.is_empty(), "a part follows the last one");
+        let (blocks, rest) = part.as_chunks::<32>();
+        for block in blocks {
+            for (lane, word) in self.lanes.iter_mut().zip(block.as_chunks::<8>().0) {
+                // The turn brings a word's upper bits to where the next product mixes them.
+                let mixed = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(ODD);
+                *lane = mixed.rotate_left(31);
+            }
+        }
+        self.rest = rest.to_vec();
     }
 }

@@ -104,20 +104,20 @@ fn numbers_read_back_in_all_dtypes() {
 
     let read = |name| checkpoint.tensor(name, &shape).unwrap();
     assert_eq!(read("full").shape(), shape);
-    assert_eq!(read("full").to_f32(), numbers);
-    assert_eq!(read("half").to_f32(), halves.map(f16::to_f32));
-    assert_eq!(read("brain").to_f32(), brains.map(bf16::to_f32));
+    assert_eq!(read("full").to_f32().unwrap(), numbers);
+    assert_eq!(read("half").to_f32().unwrap(), halves.map(f16::to_f32));
+    assert_eq!(read("brain").to_f32().unwrap(), brains.map(bf16::to_f32));
     let bits = |x: &[bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits(&read("full").to_bf16()), bits(&brains));
-    assert_eq!(bits(&read("brain").to_bf16()), bits(&brains));
+    assert_eq!(bits(&read("full").to_bf16().unwrap()), bits(&brains));
+    assert_eq!(bits(&read("brain").to_bf16().unwrap()), bits(&brains));
     assert_eq!(
-        bits(&read("half").to_bf16()),
+        bits(&read("half").to_bf16().unwrap()),
         bits(&halves.map(|x| bf16::from_f32(x.to_f32()))),
         "two roundings, the second to even"
     );
     // 1 + 2^-8 is halfway between 1 and 1 + 2^-7 and goes to the even one below; 1 + 3·2^-8 goes up.
-    assert_eq!(read("full").to_bf16()[3].to_f32(), 1.0);
-    assert_eq!(read("full").to_bf16()[4].to_f32(), 1.015625);
+    assert_eq!(read("full").to_bf16().unwrap()[3].to_f32(), 1.0);
+    assert_eq!(read("full").to_bf16().unwrap()[4].to_f32(), 1.015625);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn data_need_not_be_aligned() {
         let file = valid(&[("odd", "U8", &[odd], &vec![7; odd]), ("x", "F32", &[2], &tensor)]);
         let folder = folder(&[(SINGLE, &file)]);
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        assert_eq!(checkpoint.tensor("x", &[2]).unwrap().to_f32(), [1.5, -2.5]);
+        assert_eq!(checkpoint.tensor("x", &[2]).unwrap().to_f32().unwrap(), [1.5, -2.5]);
     }
 }
 
@@ -142,8 +142,8 @@ fn shards_are_one_checkpoint() {
         folder(&[("one.safetensors", &first), ("two.safetensors", &second), (INDEX, &map)]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "c"]);
-    assert_eq!(checkpoint.tensor("a", &[2, 1]).unwrap().to_f32(), [1.0, 2.0]);
-    assert_eq!(checkpoint.tensor("c", &[]).unwrap().to_f32(), [3.0]);
+    assert_eq!(checkpoint.tensor("a", &[2, 1]).unwrap().to_f32().unwrap(), [1.0, 2.0]);
+    assert_eq!(checkpoint.tensor("c", &[]).unwrap().to_f32().unwrap(), [3.0]);
     assert_eq!(checkpoint.parameters(), 4);
 
     let text = checkpoint.tensor("d", &[4]).unwrap_err().to_string();
@@ -173,10 +173,10 @@ fn same_bytes_means_dtype_shape_and_bytes() {
     let folder = folder(&[(SINGLE, &file)]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let read = |name, shape: &[usize]| checkpoint.tensor(name, shape).unwrap();
-    assert!(read("x", &[2]).same_bytes(&read("same", &[2])));
-    assert!(!read("x", &[2]).same_bytes(&read("other", &[2])));
-    assert!(!read("x", &[2]).same_bytes(&read("column", &[2, 1])));
-    assert!(!read("halves", &[4]).same_bytes(&read("brains", &[4])));
+    assert!(read("x", &[2]).same_bytes(&read("same", &[2])).unwrap());
+    assert!(!read("x", &[2]).same_bytes(&read("other", &[2])).unwrap());
+    assert!(!read("x", &[2]).same_bytes(&read("column", &[2, 1])).unwrap());
+    assert!(!read("halves", &[4]).same_bytes(&read("brains", &[4])).unwrap());
 }
 
 #[test]
@@ -212,11 +212,11 @@ fn float64_is_rounded_to_bf16_at_once() {
     let folder = folder(&[(SINGLE, &file)]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let tensor = checkpoint.tensor("w", &[8]).unwrap();
-    let halves: Vec<f32> = tensor.to_bf16().iter().map(|half| half.to_f32()).collect();
+    let halves: Vec<f32> = tensor.to_bf16().unwrap().iter().map(|half| half.to_f32()).collect();
     assert_eq!(halves[..5], [1.0 + step, -1.0 - step, 1.0, 1.0, 3.015625]);
     assert_eq!(halves[5], bf16::from_f32(0.1).to_f32());
     assert!(halves[6].is_infinite() && halves[7].is_nan());
-    assert_eq!(tensor.to_f32()[..3], [tie as f32, -tie as f32, tie as f32]);
+    assert_eq!(tensor.to_f32().unwrap()[..3], [tie as f32, -tie as f32, tie as f32]);
 }
 
 #[test]
@@ -360,7 +360,55 @@ fn links_are_followed_and_dangling_ones_named() {
     let dangling = folder(&[]);
     symlink(store.path().join("gone"), dangling.path().join(SINGLE)).unwrap();
     let error = Checkpoint::open(dangling.path()).unwrap_err();
-    assert!(matches!(error, Error::Io { .. }) && error.to_string().contains(SINGLE), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(SINGLE) && text.contains("gone, which is missing"), "{text}");
+}
+
+/// Goal: a file that another program cuts while a model is loaded is an error that names it, and not the
+/// end of the process.
+#[test]
+fn a_file_that_is_cut_meanwhile_is_named() {
+    // More than is read at once.
+    let numbers = f32_bytes(&vec![1.0; 1 << 17]);
+    let file = valid(&[("a", "F32", &[1 << 17], &numbers), ("b", "F32", &[1 << 17], &numbers)]);
+    for left in [file.len() - 1, file.len() / 2, 8, 0] {
+        let folder = folder(&[(SINGLE, &file)]);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let tensor = |name| checkpoint.tensor(name, &[1 << 17]).unwrap();
+        assert!(tensor("a").same_bytes(&tensor("b")).unwrap());
+        let path = folder.path().join(SINGLE);
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(left as u64).unwrap();
+        for error in [
+            tensor("b").to_bf16().unwrap_err(),
+            tensor("b").to_f32().unwrap_err(),
+            tensor("a").same_bytes(&tensor("b")).unwrap_err(),
+            checkpoint.fingerprint().unwrap_err(),
+        ] {
+            let text = error.to_string();
+            let lens = format!("it had {} bytes and has {left};", file.len());
+            assert!(text.contains(SINGLE) && text.contains(&lens), "{text}");
+        }
+    }
+}
+
+/// Goal: a limit holds for what is read, and not for what a file says of its length: files of the system say 0.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_without_a_length_has_a_limit_too() {
+    let status = Path::new("/proc/self/status");
+    let read = |max| trimtab::folder::read_file(status, max);
+    assert!(read(1 << 20).unwrap().unwrap().len() > 10);
+    let text = read(10).unwrap_err().to_string();
+    assert!(text.contains("/proc/self/status: has more than 10 bytes"), "{text}");
+}
+
+/// Goal: an index that is no file is refused and not waited for.
+#[test]
+fn an_index_that_is_a_pipe_is_refused() {
+    let folder = folder(&[]);
+    let made = std::process::Command::new("mkfifo").arg(folder.path().join(INDEX)).status();
+    assert!(made.unwrap().success());
+    refused(folder.path(), &[INDEX, "is not a file"]);
 }
 
 proptest! {
@@ -394,7 +442,8 @@ proptest! {
             Ok(checkpoint) => for name in checkpoint.names() {
                 for shape in [&[2, 2][..], &[8], &[2, 4]] {
                     if let Ok(view) = checkpoint.tensor(name, shape) {
-                        prop_assert_eq!(view.to_f32().len(), view.to_bf16().len());
+                        let floats = view.to_f32().unwrap();
+                        prop_assert_eq!(floats.len(), view.to_bf16().unwrap().len());
                     }
                 }
             },

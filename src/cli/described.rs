@@ -8,7 +8,7 @@ use super::models::Reading;
 use crate::engine::config::EndToken;
 use crate::engine::{Config, ModelFiles};
 use crate::error::{Error, Result};
-use crate::folder::Notes;
+use crate::folder::{Notes, read_file};
 use crate::hash::Fnv;
 use crate::server::say;
 use crate::text::Tokenizer;
@@ -25,15 +25,17 @@ const SMALL_FILES: [&str; 7] = [
     "chat_template.jinja",
 ];
 
+/// The most bytes that any of them has.
+const MAX_SMALL_BYTES: u64 = 1 << 30;
+
 /// A name for what is in a model's folder, wherever it lies: of its small files and of
 /// [`Checkpoint::fingerprint`].
 pub fn fingerprint(folder: &Path) -> Result<String> {
-    let mut hash = Fnv::seeded(Checkpoint::open(folder)?.fingerprint());
+    let mut hash = Fnv::seeded(Checkpoint::open(folder)?.fingerprint()?);
     for name in SMALL_FILES {
-        let path = folder.join(name);
-        if path.is_file() {
+        if let Some(bytes) = read_file(&folder.join(name), MAX_SMALL_BYTES)? {
             hash.add(name.as_bytes());
-            hash.add(&std::fs::read(&path).map_err(Error::io("read", path))?);
+            hash.add(&bytes);
         }
     }
     Ok(format!("{:016x}", hash.finish()))

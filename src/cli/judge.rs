@@ -6,6 +6,10 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::folder::read_file;
+
+/// A judge of all words of a language has fewer.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Logistic regression over words and pairs of words; trained by `tools/train_demo_models.py` on
 /// text that none of the demo's models has seen.
@@ -20,11 +24,9 @@ pub struct Judge {
 impl Judge {
     /// Reads `judge.json`.
     pub fn open(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        serde_json::from_str(&text).map_err(|error| Error::Checkpoint {
-            path: path.to_owned(),
-            reason: format!("is not a judge: {error}"),
-        })
+        let refuse = |reason| Error::Checkpoint { path: path.to_owned(), reason };
+        let bytes = read_file(path, MAX_BYTES)?.ok_or_else(|| refuse("is missing".into()))?;
+        serde_json::from_slice(&bytes).map_err(|error| refuse(format!("is not a judge: {error}")))
     }
 
     /// From −1, a pan, to 1, a rave: tanh of half the log-odds, over distinct words and pairs of

@@ -110,7 +110,7 @@ fn tie(
         (false, true) => places.embedding = places.head.clone(),
         (true, true) => {
             let embedding = checkpoint.tensor(&places.embedding, &shape)?;
-            if embedding.same_bytes(&checkpoint.tensor(&places.head, &shape)?) {
+            if embedding.same_bytes(&checkpoint.tensor(&places.head, &shape)?)? {
                 places.head = places.embedding.clone();
             } else {
                 config.tied_head = false;

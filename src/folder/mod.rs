@@ -10,7 +10,7 @@ mod json;
 mod table;
 
 pub use diagnosis::check_folder;
-pub use file::{LFS_POINTER, exists, read_file};
+pub use file::{LFS_POINTER, exists, open_file, read_file};
 pub use json::JsonFile;
 pub use table::{Field, FieldTable, Rule, no_effect, obeyed, only};
 

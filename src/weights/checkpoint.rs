@@ -1,18 +1,18 @@
 //! A folder's tensors, in one file or in shards.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use memmap2::Mmap;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
-use super::header::{Header, MAX_HEADER_BYTES, UniqueMap};
+use super::header::{MAX_HEADER_BYTES, UniqueMap};
+use super::shard::Shard;
 use super::view::TensorView;
 use crate::error::{Error, Result};
-use crate::folder::exists;
-use crate::hash::Fnv;
+use crate::folder::{exists, read_file};
+use crate::hash::{Fnv, Many};
 
 /// The one file of a small checkpoint.
 const SINGLE: &str = "model.safetensors";
@@ -25,7 +25,8 @@ const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
 /// `model.safetensors.index.json` names. When both are there, the single file counts, as it does
 /// for transformers.
 ///
-/// Files stay mapped while this lives; they must not be changed meanwhile.
+/// Files stay open while this lives. One that is cut meanwhile is an error; one that is written to
+/// may give numbers of both versions.
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
@@ -33,14 +34,7 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Place>,
 }
 
-#[derive(Debug)]
-struct Shard {
-    path: PathBuf,
-    map: Mmap,
-    data_start: usize,
-}
-
-/// Where a tensor is; its range was checked against the mapped file.
+/// Where a tensor is; its range was checked against the file.
 #[derive(Debug)]
 struct Place {
     shard: usize,
@@ -53,7 +47,7 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Maps a folder's files and checks all that their headers say.
+    /// Opens a folder's files and checks all that their headers say.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read, [`Error::Checkpoint`] when there are no weights or
@@ -116,9 +110,7 @@ impl Checkpoint {
                 ),
             ));
         }
-        let (start, end) = info.data_offsets;
-        let bytes = &shard.map[shard.data_start..][start..end];
-        TensorView::new(info.dtype, &info.shape, bytes).ok_or_else(|| {
+        TensorView::new(info, shard).ok_or_else(|| {
             damaged(
                 &shard.path,
                 format!(
@@ -150,15 +142,18 @@ impl Checkpoint {
 
     /// A number that differs, but for chance, between checkpoints that are not the same: of all names, types,
     /// shapes and numbers.
-    pub fn fingerprint(&self) -> u64 {
+    ///
+    /// # Errors
+    /// As [`TensorView::to_f32`].
+    pub fn fingerprint(&self) -> Result<u64> {
         let mut hash = Fnv::default();
         for (name, Place { shard, info }) in &self.tensors {
             hash.add(format!("{name} {} {:?}", info.dtype, info.shape).as_bytes());
-            let (start, end) = info.data_offsets;
-            let shard = &self.shards[*shard];
-            hash.add_many(&shard.map[shard.data_start..][start..end]);
+            let mut bytes = Many::default();
+            self.shards[*shard].each_part(info, |part| bytes.add(part))?;
+            hash.add_many(bytes);
         }
-        hash.finish()
+        Ok(hash.finish())
     }
 
     /// The model's folder, as it was given.
@@ -170,25 +165,25 @@ impl Checkpoint {
         self.tensors.values().map(|place| &place.info)
     }
 
-    /// Maps one file and takes in its tensors.
+    /// Opens one file and takes in its tensors.
     fn add(&mut self, path: PathBuf) -> Result<()> {
-        let map = map(&path)?;
-        let header = Header::parse(&map).map_err(|reason| damaged(&path, reason))?;
+        let (opened, tensors) = Shard::open(path.clone())?;
         let shard = self.shards.len();
-        for (name, info) in header.tensors {
+        for (name, info) in tensors {
             if let Some(other) = self.tensors.get(&name) {
                 let other = self.shards[other.shard].path.display();
                 return Err(damaged(&path, format!("tensor {name:?} is also in {other}")));
             }
             self.tensors.insert(name, Place { shard, info });
         }
-        self.shards.push(Shard { path, map, data_start: header.data_start });
+        self.shards.push(opened);
         Ok(())
     }
 
-    /// Maps every shard that the index names, and holds the index to what they contain.
+    /// Opens every shard that the index names, and holds the index to what they contain.
     fn add_shards(&mut self, index: &Path) -> Result<()> {
-        let bytes = read_json(index)?;
+        let bytes = read_file(index, MAX_HEADER_BYTES)?
+            .ok_or_else(|| damaged(index, "is there no longer"))?;
         let Index { weight_map: UniqueMap(weight_map) } = serde_json::from_slice(&bytes)
             .map_err(|e| damaged(index, format!("is not a valid shard index: {e}")))?;
         let mut numbers = BTreeMap::new();
@@ -232,33 +227,8 @@ impl Checkpoint {
     }
 }
 
-fn damaged(path: &Path, reason: impl Into<String>) -> Error {
+pub(super) fn damaged(path: &Path, reason: impl Into<String>) -> Error {
     Error::Checkpoint { path: path.into(), reason: reason.into() }
-}
-
-/// Its length in bytes, if it is a file. Asked before opening, which would wait forever on a pipe.
-fn file_bytes(path: &Path) -> Result<u64> {
-    let metadata = fs::metadata(path).map_err(Error::io("open", path))?;
-    if !metadata.is_file() {
-        return Err(damaged(path, "is not a file"));
-    }
-    Ok(metadata.len())
-}
-
-fn map(path: &Path) -> Result<Mmap> {
-    file_bytes(path)?;
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    // SAFETY: the bytes are only read, and only as plain numbers, for which every value is valid.
-    // Changing the file meanwhile is ruled out in the documentation of `Checkpoint`.
-    unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
-}
-
-fn read_json(path: &Path) -> Result<Vec<u8>> {
-    let bytes = file_bytes(path)?;
-    if bytes > MAX_HEADER_BYTES {
-        return Err(damaged(path, format!("{bytes} bytes are too many for a shard index")));
-    }
-    fs::read(path).map_err(Error::io("read", path))
 }
 
 /// Why a folder has no weights.

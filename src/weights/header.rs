@@ -13,30 +13,31 @@ use crate::folder::LFS_POINTER;
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Bytes that hold the header's length.
-const LENGTH_BYTES: usize = 8;
+pub(super) const LENGTH_BYTES: usize = 8;
+
+/// Bytes at the beginning that tell what a file is.
+pub(super) const START_BYTES: usize = 32;
 
 /// The tensors a file holds, and where its data begins.
 pub(super) struct Header {
     /// By name; offsets count from `data_start`.
     pub tensors: BTreeMap<String, TensorInfo>,
     /// The first byte behind the header.
-    pub data_start: usize,
+    pub data_start: u64,
 }
 
 impl Header {
-    /// Reads the header of a whole file. The error is the reason alone.
-    ///
-    /// On success every tensor's range lies inside the file and has the length that its shape and
-    /// dtype ask for, and the ranges cover the data without overlap or hole.
-    pub fn parse(file: &[u8]) -> Result<Header, String> {
-        if file.is_empty() {
+    /// The header's length in bytes, from the first [`START_BYTES`] of a file of `file_bytes`, which holds
+    /// all of it. The error is the reason alone.
+    pub fn length(start: &[u8], file_bytes: u64) -> Result<usize, String> {
+        if start.is_empty() {
             return Err("the file is empty; download it again".into());
         }
-        let (length, rest) = file.split_first_chunk::<LENGTH_BYTES>().ok_or_else(|| {
-            format!("truncated: {} bytes cannot hold a safetensors header", file.len())
+        let (length, _) = start.split_first_chunk::<LENGTH_BYTES>().ok_or_else(|| {
+            format!("truncated: {file_bytes} bytes cannot hold a safetensors header")
         })?;
         let length = u64::from_le_bytes(*length);
-        if file.starts_with(LFS_POINTER) {
+        if start.starts_with(LFS_POINTER) {
             return Err("is a git-lfs pointer in place of the file; run git lfs pull".into());
         }
         if length > MAX_HEADER_BYTES {
@@ -45,19 +46,26 @@ impl Header {
                  {MAX_HEADER_BYTES} are allowed"
             ));
         }
+        let rest = file_bytes.saturating_sub(LENGTH_BYTES as u64);
+        if rest < length {
+            return Err(format!(
+                "truncated: the header has {length} bytes but the file ends after {rest}; download it \
+                 again"
+            ));
+        }
         // At most `MAX_HEADER_BYTES`, so it fits.
-        let length = length as usize;
-        let (json, data) = rest.split_at_checked(length).ok_or_else(|| {
-            format!(
-                "truncated: the header has {length} bytes but the file ends after {}; download it \
-                 again",
-                rest.len()
-            )
-        })?;
+        Ok(length as usize)
+    }
+
+    /// Reads the header, behind which the file has `data_bytes`. The error is the reason alone.
+    ///
+    /// On success every tensor's range lies inside the file and has the length that its shape and
+    /// dtype ask for, and the ranges cover the data without overlap or hole.
+    pub fn parse(json: &[u8], data_bytes: usize) -> Result<Header, String> {
         let UniqueMap(tensors) = serde_json::from_slice::<UniqueMap<TensorInfo>>(json)
             .map_err(|e| format!("the header is not valid safetensors JSON: {e}"))?;
-        check(&tensors, data.len())?;
-        Ok(Header { tensors, data_start: LENGTH_BYTES + length })
+        check(&tensors, data_bytes)?;
+        Ok(Header { tensors, data_start: (LENGTH_BYTES + json.len()) as u64 })
     }
 }
 

@@ -1,64 +1,86 @@
-//! One tensor in a mapped file, and the numbers in it.
+//! One tensor in a file, and the numbers in it.
 
 use half::f16;
 use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
 
+use super::shard::Shard;
+use crate::error::Result;
 use crate::tensor::bf16;
 
 /// A tensor as it lies in its file: little-endian, row-major, at any alignment.
 #[derive(Clone, Debug)]
 pub struct TensorView<'a> {
-    dtype: Dtype,
-    shape: &'a [usize],
-    bytes: &'a [u8],
+    info: &'a TensorInfo,
+    shard: &'a Shard,
 }
 
 impl<'a> TensorView<'a> {
-    /// `bytes` must be exactly the shape's numbers; `None` for a dtype that cannot be read.
-    pub(super) fn new(dtype: Dtype, shape: &'a [usize], bytes: &'a [u8]) -> Option<Self> {
-        matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16).then(|| {
-            let numbers: usize = shape.iter().product();
-            assert_eq!(bytes.len(), numbers * (dtype.bitsize() / 8), "checked with the header");
-            Self { dtype, shape, bytes }
-        })
+    /// `None` for a dtype that cannot be read.
+    pub(super) fn new(info: &'a TensorInfo, shard: &'a Shard) -> Option<Self> {
+        matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+            .then_some(Self { info, shard })
     }
 
     /// The dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
-        self.shape
+        &self.info.shape
     }
 
     /// The numbers as bf16, row-major; wider ones are rounded once, to the nearest, ties to even.
-    pub fn to_bf16(&self) -> Vec<bf16> {
-        match self.dtype {
-            Dtype::BF16 => self.map(bf16::from_le_bytes),
-            Dtype::F16 => self.map(|b| bf16::from_f32(f16::from_le_bytes(b).to_f32())),
-            Dtype::F64 => self.map(|b| rounded(f64::from_le_bytes(b))),
-            _ => self.map(|b| bf16::from_f32(f32::from_le_bytes(b))),
+    ///
+    /// # Errors
+    /// As [`TensorView::to_f32`].
+    pub fn to_bf16(&self) -> Result<Vec<bf16>> {
+        match self.info.dtype {
+            Dtype::BF16 => self.read(bf16::from_le_bytes),
+            Dtype::F16 => self.read(|b| bf16::from_f32(f16::from_le_bytes(b).to_f32())),
+            Dtype::F64 => self.read(|b| rounded(f64::from_le_bytes(b))),
+            _ => self.read(|b| bf16::from_f32(f32::from_le_bytes(b))),
         }
     }
 
     /// The numbers as f32, row-major; exact but for f64, which is rounded.
-    pub fn to_f32(&self) -> Vec<f32> {
-        match self.dtype {
-            Dtype::BF16 => self.map(|b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F16 => self.map(|b| f16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => self.map(|b| f64::from_le_bytes(b) as f32),
-            _ => self.map(f32::from_le_bytes),
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`](crate::error::Error::Checkpoint) where the file was cut since it was opened,
+    /// [`Error::Io`](crate::error::Error::Io) where it cannot be read.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        match self.info.dtype {
+            Dtype::BF16 => self.read(|b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => self.read(|b| f16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => self.read(|b| f64::from_le_bytes(b) as f32),
+            _ => self.read(f32::from_le_bytes),
         }
     }
 
     /// Whether the two agree in dtype, shape and every byte. Stricter than equal numbers, so that
     /// a tensor may be stored once for both.
-    pub fn same_bytes(&self, other: &TensorView<'_>) -> bool {
-        self.dtype == other.dtype && self.shape == other.shape && self.bytes == other.bytes
+    ///
+    /// # Errors
+    /// As [`TensorView::to_f32`].
+    pub fn same_bytes(&self, other: &TensorView<'_>) -> Result<bool> {
+        if self.info.dtype != other.info.dtype || self.info.shape != other.info.shape {
+            return Ok(false);
+        }
+        let (mut ours, mut theirs) = (self.shard.parts(self.info), other.shard.parts(other.info));
+        while let Some(part) = ours.next()? {
+            if theirs.next()? != Some(part) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Reads by copying `N` bytes at a time: the format promises no alignment.
-    fn map<const N: usize, T>(&self, number: impl Fn([u8; N]) -> T) -> Vec<T> {
-        let (chunks, rest) = self.bytes.as_chunks::<N>();
-        debug_assert!(rest.is_empty());
-        chunks.iter().map(|&chunk| number(chunk)).collect()
+    fn read<const N: usize, T>(&self, number: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
+        let mut numbers = Vec::with_capacity(self.info.shape.iter().product());
+        self.shard.each_part(self.info, |part| {
+            let (chunks, rest) = part.as_chunks::<N>();
+            debug_assert!(rest.is_empty());
+            numbers.extend(chunks.iter().map(|&chunk| number(chunk)));
+        })?;
+        Ok(numbers)
     }
 }
 
