@@ -1,5 +1,6 @@
 //! Where to compute, and the one match on the backend in the whole program.
 
+use std::error::Error as _;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -94,12 +95,19 @@ impl DeviceArgs {
             let reason = format!("must be at least 1 and at most {MAX_THREADS}");
             return Err(Error::flag("--threads", reason));
         }
-        if let Some(threads) = self.threads {
-            // For what is no op: reading texts, laying out weights. A process has one such pool, and the
-            // first who asks decides.
-            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        // For what is no op: reading texts, laying out weights. A process has one such pool, and the first
+        // who asks decides; 0 is as many as there are processors.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0));
+        match pool.build_global() {
+            // Only a refusal of the system has a cause.
+            Err(error) if error.source().is_some() => {
+                let reason = format!(
+                    "asks for threads, which the system refuses: {error}; ask for fewer, or raise its limit of processes"
+                );
+                Err(Error::flag("--threads", reason))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn on_cpu<J: Job>(&self, job: J) -> Result<J::Output> {

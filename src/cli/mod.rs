@@ -24,12 +24,13 @@ mod settings;
 mod stdout;
 mod tree;
 mod vocabulary;
+mod written;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::server::say;
 use crate::text::panics_are_caught;
 
@@ -70,15 +71,26 @@ enum Done {
     WithFailures,
 }
 
-/// Runs the command that the process was started with.
-pub fn main() -> ExitCode {
+/// Runs the command that the process was started with; `has_stdout` if it was started with one.
+pub fn main(has_stdout: bool) -> ExitCode {
+    if !has_stdout {
+        stdout::is_closed();
+    }
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if !panics_are_caught() {
             hook(info);
         }
     }));
-    match run(Cli::parse().command) {
+    let done = match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        Err(error) if error.use_stderr() => error.exit(),
+        // What --help and --version ask for.
+        Err(text) => stdout::check().and_then(|()| {
+            text.print().map_err(Error::io("write to", stdout::STDOUT)).map(|()| Done::Well)
+        }),
+    };
+    match done.and_then(|done| stdout::finish().map(|()| done)) {
         Ok(Done::Well) => ExitCode::SUCCESS,
         Ok(Done::WithFailures) => ExitCode::from(2),
         Err(error) if stdout::is_gone(&error) => ExitCode::SUCCESS,

@@ -1,9 +1,7 @@
 //! Lines of JSON out: in input order, whole lines only, and nothing twice after a restart.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -11,7 +9,8 @@ use serde_json::Value;
 use super::input::Item;
 use super::line::json_line;
 use super::resume::{self, Kept};
-use super::stdout::STDOUT;
+use super::stdout;
+use super::written::Written;
 use crate::error::{Error, Result};
 use crate::guide::GuideTokens;
 use crate::json::Json;
@@ -141,7 +140,9 @@ pub struct Target<'a> {
 /// Takes answers in any order and writes them in input order.
 pub struct Sink {
     output: Output,
-    trace: Option<Output>,
+    trace: Option<Written>,
+    /// What the output is made with, where that was written by this run.
+    settings: Option<Written>,
     /// The next answer to be written.
     next: usize,
     waiting: BTreeMap<usize, Lines>,
@@ -152,17 +153,17 @@ struct Lines {
     trace: Vec<u8>,
 }
 
-struct Output {
-    path: PathBuf,
-    writer: Box<dyn Write + Send>,
+enum Output {
+    Stdout,
+    File(Written),
 }
 
 impl Output {
-    /// Whole lines in one write, so that a kill cannot leave half a line but at a page's edge,
-    /// which `--resume` mends.
     fn write(&mut self, lines: &[u8]) -> Result<()> {
-        let written = self.writer.write_all(lines).and_then(|()| self.writer.flush());
-        written.map_err(Error::io("write to", &self.path))
+        match self {
+            Self::Stdout => stdout::write_lines(lines),
+            Self::File(file) => file.write(lines),
+        }
     }
 }
 
@@ -181,30 +182,30 @@ impl Sink {
         if target.resume && target.output.is_none() {
             return Err(Error::flag("--resume", "needs --output, the file to go on with"));
         }
-        let create = |advice| move |path| Created::open(path, target.resume, advice);
+        if target.output.is_none() {
+            stdout::check()?;
+        }
+        let open = |advice| move |path| Written::open(path, target.resume, advice);
         let advice = "go on with it by --resume, or name another file";
-        let mut output = target.output.map(create(advice)).transpose()?;
+        let mut output = target.output.map(open(advice)).transpose()?;
         // Its output is a new one here: there is nothing to go on with.
-        let mut trace = target.trace.map(create("name another file, or remove it")).transpose()?;
-        let kept = match &mut output {
+        let mut trace = target.trace.map(open("name another file, or remove it")).transpose()?;
+        let (kept, settings) = match &mut output {
             Some(output) => begin(output, target, items)?,
-            None => Kept::default(),
+            None => (Kept::default(), None),
         };
         let steps = match (&mut trace, target.output) {
-            (Some(Created { path, file, .. }), Some(output)) => {
+            (Some(Written { path, file, .. }), Some(output)) => {
                 resume::steps(path, file, output, items, &kept)?
             }
             _ => 0,
         };
-        for (created, bytes) in [(&mut output, kept.bytes), (&mut trace, steps)] {
-            if let Some(Created { path, file, .. }) = created {
-                resume::cut(path, file, bytes)?;
-            }
+        for (written, bytes) in [(&mut output, kept.bytes), (&mut trace, steps)] {
+            written.as_mut().map_or(Ok(()), |written| written.cut(bytes))?;
         }
-        let stdout = || Output { path: STDOUT.into(), writer: Box::new(std::io::stdout()) };
-        let output = output.map_or_else(stdout, Created::into_output);
-        let (trace, waiting) = (trace.map(Created::into_output), BTreeMap::new());
-        Ok((Self { output, trace, next: kept.finished, waiting }, kept))
+        let output = output.map_or(Output::Stdout, Output::File);
+        let (next, waiting) = (kept.finished, BTreeMap::new());
+        Ok((Self { output, trace, settings, next, waiting }, kept))
     }
 
     /// Takes the answer of item `index`, counted from 0, and writes all that are due.
@@ -216,9 +217,30 @@ impl Sink {
                 trace.write(&lines.trace)?;
             }
             self.output.write(&lines.answer)?;
+            self.files().for_each(Written::keep);
             self.next += 1;
         }
         Ok(())
+    }
+
+    /// Waits until the disk has all lines. A run that ends without this, and before its first answer, leaves
+    /// no file behind that it made.
+    pub fn finish(self) -> Result<()> {
+        let Self { output, trace, settings, .. } = self;
+        let output = match output {
+            Output::File(file) => Some(file),
+            Output::Stdout => None,
+        };
+        // The trace and the settings first, as they are written.
+        [trace, settings, output].into_iter().flatten().try_for_each(Written::finish)
+    }
+
+    fn files(&mut self) -> impl Iterator<Item = &mut Written> {
+        let output = match &mut self.output {
+            Output::File(file) => Some(file),
+            Output::Stdout => None,
+        };
+        [output, self.trace.as_mut(), self.settings.as_mut()].into_iter().flatten()
     }
 }
 
@@ -227,66 +249,19 @@ pub fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// A file that is open for writing, and locked against a second process.
-struct Created {
-    path: PathBuf,
-    file: File,
-    undo: Undo,
-}
-
-/// Removes a file that was not there before, unless it is kept.
-struct Undo(Option<PathBuf>);
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        // What cannot be removed is empty, and whoever finds it is told that it exists.
-        let _ = self.0.take().map(std::fs::remove_file);
-    }
-}
-
-impl Created {
-    /// Opens a file that must be new unless `resume`; `advice` is for whoever has it already.
-    fn open(path: &Path, resume: bool, advice: &str) -> Result<Self> {
-        let refuse = |action, reason: &str| Error::io(action, path)(std::io::Error::other(reason));
-        if path.is_dir() {
-            return Err(refuse("create", "it is a folder; name a file"));
-        }
-        let new = !path.exists();
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(resume).create_new(!resume);
-        let file = options.open(path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::AlreadyExists => refuse("create", &format!("it exists; {advice}")),
-            _ => Error::io("create", path)(source),
-        })?;
-        if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
-            return Err(refuse("write to", "another process is writing to it"));
-        }
-        let path = path.to_owned();
-        Ok(Self { undo: Undo(new.then(|| path.clone())), path, file })
-    }
-
-    /// The file, which stays.
-    fn into_output(self) -> Output {
-        let Self { path, file, mut undo } = self;
-        undo.0 = None;
-        Output { path, writer: Box::new(file) }
-    }
-}
-
 /// Holds an output that goes on to the settings that it was begun with, or writes those of a new one.
-/// What of it stays.
+/// What of it stays, and the settings that were written.
 fn begin(
-    Created { path, file, .. }: &mut Created,
+    Written { path, file, .. }: &mut Written,
     target: &Target<'_>,
     items: &[Item<Prompt>],
-) -> Result<Kept> {
+) -> Result<(Kept, Option<Written>)> {
     if target.resume && file.metadata().is_ok_and(|data| data.len() > 0) {
         resume::check_settings(path, &target.settings)?;
-        return resume::answers(path, file, items, target.retry_failed);
+        return Ok((resume::answers(path, file, items, target.retry_failed)?, None));
     }
     let mut text = serde_json::to_string_pretty(&target.settings).expect("plain JSON");
     text.push('\n');
-    let settings_path = resume::settings_path(path);
-    std::fs::write(&settings_path, text).map_err(Error::io("write to", settings_path))?;
-    Ok(Kept::default())
+    let settings = Written::settings(&resume::settings_path(path), &text)?;
+    Ok((Kept::default(), Some(settings)))
 }

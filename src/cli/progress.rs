@@ -26,7 +26,10 @@ impl Progress {
         let style = "{wide_bar} {pos}/{len} prompts · {msg} · {eta} left";
         bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
         bar.reset_eta();
-        bar.enable_steady_tick(Duration::from_millis(200));
+        // Its thread is asked for where there is something to draw, and where the system has one to give.
+        if !bar.is_hidden() && std::thread::Builder::new().spawn(|| ()).is_ok() {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
         Self { bar, started: Instant::now(), of, tokens: 0, done: 0 }
     }
 

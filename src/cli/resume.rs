@@ -1,7 +1,7 @@
 //! What an earlier run has left, and what of it stays when `--resume` goes on.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -53,6 +53,15 @@ pub fn settings_path(output: &Path) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
     name.push(".settings.json");
     name.into()
+}
+
+/// Whether a file's bytes are settings of a run, of this version of trimtab or of another.
+pub fn are_settings(bytes: &[u8]) -> bool {
+    let settings: Option<Map<String, Value>> = serde_json::from_slice(bytes).ok();
+    settings.is_some_and(|settings| {
+        settings.get("version").is_some_and(Value::is_string)
+            && settings.keys().any(|name| name.starts_with("--"))
+    })
 }
 
 /// Refuses to go on with an output that was made in another way.
@@ -186,10 +195,4 @@ fn whole_lines(path: &Path, file: &mut File) -> Result<Vec<Vec<u8>>> {
         }
         lines.push(line);
     }
-}
-
-/// Throws away what follows the first `bytes`, behind which writing goes on.
-pub fn cut(path: &Path, file: &mut File, bytes: u64) -> Result<()> {
-    let cut = file.set_len(bytes).and_then(|()| file.seek(SeekFrom::Start(bytes)));
-    cut.map(|_| ()).map_err(Error::io("write to", path))
 }

@@ -1,7 +1,6 @@
 //! `trimtab score`
 
 use std::borrow::Cow;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use super::line::{Fields, json_line_with};
 use super::memory;
 use super::models::{self, GuideArgs, GuideTokensFlag};
 use super::progress::Progress;
-use super::stdout::STDOUT;
+use super::stdout;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::guide::{Guide, GuideTokens, PairGuide, Score, Scoring};
@@ -170,6 +169,7 @@ impl Job for Args {
 }
 
 fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
+    stdout::check()?;
     let path = input::path_or_stdin(&args.input);
     let what = "a prompt with its response";
     let mut items = input::lines(&path, what, PairLine::read)?;
@@ -191,7 +191,6 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
         models::load_guide(backend, &args.guide, tokens, args.device.kv_memory)?;
     let mut scorer = Scorer { guide, tokenizer, tokens: args.guide_tokens, others_ids: 0 };
     let mut progress = Progress::new(items.len(), 0, "tokens scored");
-    let mut stdout = std::io::stdout().lock();
     let mut done = Done::Well;
     for batch in items.chunks(BATCH.min(scorer.guide.whole_sequences()).max(1)) {
         let results = scorer.score(batch)?;
@@ -217,8 +216,7 @@ fn score<B: Backend>(backend: &Arc<B>, args: &Args) -> Result<Done> {
                     json_line_with(&own, &item.fields.clone().without(&["line"]))
                 }
             };
-            let written = stdout.write_all(&line).and_then(|()| stdout.flush());
-            written.map_err(Error::io("write to", STDOUT))?;
+            stdout::write_lines(&line)?;
         }
     }
     if let count @ 1.. = scorer.others_ids {

@@ -236,6 +236,7 @@ fn search<B: Backend>(backend: &Arc<B>, mut args: Args) -> Result<Done> {
             sink.push(index, answer, trace)?;
         }
     }
+    sink.finish()?;
     progress.finish(&memory::describe(&**backend));
     Ok(done)
 }

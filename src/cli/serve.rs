@@ -10,6 +10,7 @@ use super::device::{DeviceArgs, Job};
 use super::memory::{self, Bytes};
 use super::models::{self, GuideArgs, Plan};
 use super::settings::SearchArgs;
+use super::stdout;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::kv_cache::Lifetime;
@@ -253,6 +254,7 @@ pub fn run(args: Args) -> Result<Done> {
 }
 
 pub fn run_stdio(args: StdioArgs) -> Result<Done> {
+    stdout::check()?;
     let StdioArgs { outstanding, backend } = args;
     require_at_least_one(&[("--outstanding", outstanding)])?;
     backend.run(|options| Ok(Server::stdio(outstanding, options)))

@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 mod devices;
 mod folders;
+mod files;
 mod lines;
 mod lost;
 mod memory;

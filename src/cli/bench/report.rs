@@ -1,6 +1,5 @@
 //! Results as rows, and rows as text.
 
-use std::io::Write;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::bounds::Work;
 use super::machine::Machine;
 use crate::cli::line::json_line;
-use crate::cli::stdout::STDOUT;
+use crate::cli::stdout;
 use crate::error::{Error, Result};
 
 /// `--format`
@@ -252,8 +251,7 @@ pub fn print(rows: &[Row], format: Format, origin: &Origin) -> Result<()> {
         Format::Md => markdown(rows, origin).into_bytes(),
         Format::Table => table(rows, origin).into_bytes(),
     };
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(&out).and_then(|()| stdout.flush()).map_err(Error::io("write to", STDOUT))
+    stdout::write_lines(&out)
 }
 
 /// All rows as JSON in a file.
