@@ -190,8 +190,8 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is inside the tokenizers library, whose panics become errors: a panic hook
-/// should keep silent about them.
+/// Whether this thread is inside a library whose panics become errors: a panic hook should keep silent about
+/// them.
 pub fn panics_are_caught() -> bool {
     GUARDED.get()
 }
@@ -200,11 +200,16 @@ pub fn panics_are_caught() -> bool {
 pub(super) fn guarded<T>(
     run: impl FnOnce() -> tokenizers::Result<T>,
 ) -> std::result::Result<T, String> {
+    match caught(run) {
+        Some(result) => result.map_err(|e| e.to_string()),
+        None => Err("the tokenizers library cannot read its parts".into()),
+    }
+}
+
+/// Runs a piece of a library; none if it panics.
+pub(super) fn caught<T>(run: impl FnOnce() -> T) -> Option<T> {
     GUARDED.set(true);
     let result = catch_unwind(AssertUnwindSafe(run));
     GUARDED.set(false);
-    match result {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("the tokenizers library cannot read its parts".into()),
-    }
+    result.ok()
 }

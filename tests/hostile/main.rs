@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod damage;
+mod templates;
 
 use std::fs;
 use std::path::{Path, PathBuf};

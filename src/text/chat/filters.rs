@@ -7,15 +7,14 @@ use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, State, Value, filters, functions};
 use minijinja_contrib::globals;
 
-use super::MAX_STEPS;
 use super::json::tojson;
+use super::limits::{Limits, MAX_SUMMED};
 use super::methods;
 use super::printf::{format_filter, modulo};
 use super::python::{
-    self, Generator, MAX_INDENT, arguments, bounded, failed, is_generator, is_true, lines, text,
-    without_end,
+    self, arguments, bounded, failed, indentation, is_generator, is_true, lines, text, without_end,
 };
-use super::source::{CONCAT, MODULO};
+use super::source::{CONCAT, KEPT, KEPT_IN_NAMESPACE, MODULO, TICK};
 use crate::text::date::{Date, now, strftime};
 
 /// Arguments by place, and then by name.
@@ -23,12 +22,15 @@ pub(super) type Arguments = Rest<ValueOrKwargs>;
 
 /// An environment as transformers makes it, except that the date is UTC, or a given day, which has
 /// just begun.
-pub(super) fn environment(date: Option<Date>) -> Result<Environment<'static>, Error> {
+pub(super) fn environment(
+    date: Option<Date>,
+    limits: Limits,
+) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    environment.set_fuel(Some(MAX_STEPS));
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_unknown_method_callback(methods::call);
-    environment.set_formatter(|out, _, value| {
+    environment.set_formatter(move |out, _, value| {
+        limits.tick()?;
         let written = match value.as_str() {
             Some(text) => out.write_str(text),
             None => out.write_str(&text(value)?),
@@ -42,12 +44,32 @@ pub(super) fn environment(date: Option<Date>) -> Result<Environment<'static>, Er
     environment.add_function("strftime_now", move |format: String| {
         strftime(&format, date.map_or_else(now, Date::start)).map_err(failed)
     });
-    environment.add_function("dict", dict);
-    environment.add_function("cycler", |items: Rest<Value>| globals::cycler(items.0));
+    environment.add_function("dict", move |state: &State<'_, '_>, given: Arguments| {
+        limits.kept(state, &dict(given)?, false)
+    });
+    environment.add_function("namespace", move |state: &State<'_, '_>, given: Arguments| {
+        let entries = limits.kept(state, &dict(given)?, false)?;
+        functions::namespace(Some(ValueOrKwargs::from(entries)))
+    });
+    environment.add_function("cycler", move |state: &State<'_, '_>, items: Rest<Value>| {
+        // A cycler cannot be looked into later.
+        limits.kept(state, &Value::from(items.0.clone()), true)?;
+        globals::cycler(items.0)
+    });
     environment.add_function("joiner", globals::joiner);
     environment.remove_global("debug");
-    environment.add_function(MODULO, |left: &Value, right: &Value| modulo(left, right));
+    environment.add_function(MODULO, |state: &State<'_, '_>, left: &Value, right: &Value| {
+        state.consume_fuel(texts(left) + texts(right))?;
+        modulo(left, right)
+    });
     environment.add_function(CONCAT, concat);
+    environment.add_function(KEPT, move |state: &State<'_, '_>, value: &Value| {
+        limits.kept(state, value, false)
+    });
+    environment.add_function(KEPT_IN_NAMESPACE, move |state: &State<'_, '_>, value: &Value| {
+        limits.kept(state, value, true)
+    });
+    environment.add_function(TICK, move || limits.tick());
 
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", |value: &Value| text(value));
@@ -56,6 +78,7 @@ pub(super) fn environment(date: Option<Date>) -> Result<Environment<'static>, Er
         text(value).map(|text| methods::strip(&text, chars, true, true).to_owned())
     });
     environment.add_filter("join", join);
+    environment.add_filter("sum", sum);
     environment.add_filter("indent", indent);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
@@ -64,13 +87,16 @@ pub(super) fn environment(date: Option<Date>) -> Result<Environment<'static>, Er
     // Of a dict `attr` gives entries, where Jinja2 has only attributes; `pprint` breaks lines elsewhere.
     environment.remove_filter("attr");
     environment.remove_filter("pprint");
+    // Jinja2 does not have them.
+    environment.remove_filter("chain");
+    environment.remove_filter("zip");
     for name in ["length", "count"] {
         environment.add_filter(name, |value: &Value| match is_generator(value) {
             true => Err(failed("a generator has no length; make it a list")),
             false => filters::length(value),
         });
     }
-    add_generators(&mut environment);
+    add_generators(&mut environment, limits);
 
     environment.add_test("sequence", |value: &Value| match value.kind() {
         ValueKind::Iterable => !is_generator(value),
@@ -83,56 +109,108 @@ pub(super) fn environment(date: Option<Date>) -> Result<Environment<'static>, Er
     Ok(environment)
 }
 
+/// `sum(values, attribute=None, start=0)`.
+fn sum(
+    state: &State<'_, '_>,
+    value: Value,
+    attribute: Option<&str>,
+    start: Option<Value>,
+    named: Kwargs,
+) -> Result<Value, Error> {
+    let first = match &start {
+        Some(start) => Some(start.clone()),
+        None => named.get("start")?,
+    };
+    let of_numbers = first.is_none_or(|first| first.is_number());
+    if !of_numbers && value.try_iter()?.take(MAX_SUMMED + 1).count() > MAX_SUMMED {
+        return Err(failed(format!("sum: more than {MAX_SUMMED} values that are no numbers")));
+    }
+    filters::sum(state, value, attribute, start, named)
+}
+
 /// The filters that give generators in Python.
-fn add_generators(environment: &mut Environment<'_>) {
+fn add_generators(environment: &mut Environment<'_>, limits: Limits) {
     type Name<'a> = Option<Cow<'a, str>>;
-    environment.add_filter("map", |state: &mut State<'_, '_>, value: Value, args: Arguments| {
-        filters::map(state, value, args).map(Generator::value)
-    });
+    environment.add_filter(
+        "map",
+        move |state: &mut State<'_, '_>, value: Value, args: Arguments| {
+            let items = filters::map(state, value, args)?;
+            limits.generator(state, items)
+        },
+    );
     environment.add_filter(
         "select",
-        |state: &mut State<'_, '_>, value: Value, test: Name<'_>, args: Arguments| {
-            filters::select(state, value, test, args).map(Generator::value)
+        move |state: &mut State<'_, '_>, value: Value, test: Name<'_>, args: Arguments| {
+            let items = filters::select(state, value, test, args)?;
+            limits.generator(state, items)
         },
     );
     environment.add_filter(
         "reject",
-        |state: &mut State<'_, '_>, value: Value, test: Name<'_>, args: Arguments| {
-            filters::reject(state, value, test, args).map(Generator::value)
+        move |state: &mut State<'_, '_>, value: Value, test: Name<'_>, args: Arguments| {
+            let items = filters::reject(state, value, test, args)?;
+            limits.generator(state, items)
         },
     );
     environment.add_filter(
         "selectattr",
-        |state: &mut State<'_, '_>,
-         value: Value,
-         name: Cow<'_, str>,
-         test: Name<'_>,
-         args: Arguments| {
-            filters::selectattr(state, value, name, test, args).map(Generator::value)
+        move |state: &mut State<'_, '_>,
+              value: Value,
+              name: Cow<'_, str>,
+              test: Name<'_>,
+              args: Arguments| {
+            let items = filters::selectattr(state, value, name, test, args)?;
+            limits.generator(state, items)
         },
     );
     environment.add_filter(
         "rejectattr",
-        |state: &mut State<'_, '_>,
-         value: Value,
-         name: Cow<'_, str>,
-         test: Name<'_>,
-         args: Arguments| {
-            filters::rejectattr(state, value, name, test, args).map(Generator::value)
+        move |state: &mut State<'_, '_>,
+              value: Value,
+              name: Cow<'_, str>,
+              test: Name<'_>,
+              args: Arguments| {
+            let items = filters::rejectattr(state, value, name, test, args)?;
+            limits.generator(state, items)
         },
     );
-    environment.add_filter("unique", |state: &State<'_, '_>, value: Value, options: Kwargs| {
-        Ok::<_, Error>(Generator::value(
-            filters::unique(state, value, options)?.try_iter()?.collect(),
-        ))
-    });
-    environment.add_filter("reverse", |value: &Value| {
-        let reversed = filters::reverse(value)?;
+    environment.add_filter(
+        "unique",
+        move |state: &State<'_, '_>, value: Value, options: Kwargs| {
+            let items = filters::unique(state, value, options)?.try_iter()?.collect();
+            limits.generator(state, items)
+        },
+    );
+    environment.add_filter("reverse", move |state: &State<'_, '_>, value: &Value| {
+        let reversed = filters::reverse(&limits.kept(state, value, false)?)?;
         match value.kind() {
             ValueKind::String => Ok(reversed),
-            _ => Ok::<_, Error>(Generator::value(reversed.try_iter()?.collect())),
+            _ => limits.generator(state, reversed.try_iter()?.collect()),
         }
     });
+    type Fill = Option<Value>;
+    environment.add_filter(
+        "batch",
+        move |state: &State<'_, '_>, value: Value, count: usize, fill: Fill| {
+            limits.kept(state, &filters::batch(state, value, count, fill)?, false)
+        },
+    );
+    environment.add_filter(
+        "slice",
+        move |state: &State<'_, '_>, value: Value, count: usize, fill: Fill| {
+            limits.kept(state, &filters::slice(state, value, count, fill)?, false)
+        },
+    );
+}
+
+/// Steps that it takes to read a value's texts, or those in a list.
+fn texts(value: &Value) -> u64 {
+    let len = |value: &Value| value.as_str().map_or(0, |text| text.len() as u64 / 64);
+    let items = match value.kind() {
+        ValueKind::Seq => value.try_iter().map_or(0, |items| items.map(|item| len(&item)).sum()),
+        _ => 0,
+    };
+    len(value) + items
 }
 
 /// `first ~ second ~ …`.
@@ -187,13 +265,7 @@ fn join(state: &mut State<'_, '_>, value: Value, given: Arguments) -> Result<Str
 /// `indent(s, width=4, first=False, blank=False)`.
 fn indent(value: &Value, given: Arguments) -> Result<String, Error> {
     let [width, first, blank] = arguments(given.into_values(), ["width", "first", "blank"])?;
-    let indent = match &width {
-        None => " ".repeat(4),
-        Some(width) => match width.as_str() {
-            Some(text) => text.to_owned(),
-            None => " ".repeat(i64::try_from(width.clone())?.clamp(0, MAX_INDENT) as usize),
-        },
-    };
+    let indent = width.map_or_else(|| Ok(" ".repeat(4)), |width| indentation(&width))?;
     let (first, blank) = (is_true(first), is_true(blank));
     let text = text(value)? + "\n";
     let mut indented = String::new();

@@ -1,25 +1,23 @@
 //! `tojson`, which is Python's `json.dumps` in transformers' templates.
 
 use minijinja::value::ValueKind;
-use minijinja::{Error, Value};
+use minijinja::{Error, State, Value};
 
 use super::filters::Arguments;
-use super::python::{
-    MAX_DEPTH, MAX_INDENT, arguments, bounded, failed, float, is_generator, is_true,
-};
+use super::limits::MAX_DEPTH;
+use super::python::{arguments, bounded, failed, float, indentation, is_generator, is_true};
 
 /// The filter: `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-pub(super) fn tojson(value: &Value, given: Arguments) -> Result<String, Error> {
+pub(super) fn tojson(
+    state: &State<'_, '_>,
+    value: &Value,
+    given: Arguments,
+) -> Result<String, Error> {
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
     let [ensure_ascii, indent, separators, sort_keys] = arguments(given.into_values(), names)?;
     let indent = match indent.filter(|indent| !indent.is_none()) {
         None => None,
-        Some(indent) => Some(match (indent.as_str(), i64::try_from(indent.clone())) {
-            (Some(text), _) => text.to_owned(),
-            // A negative number counts as none.
-            (None, Ok(width)) => " ".repeat(width.clamp(0, MAX_INDENT) as usize),
-            (None, Err(_)) => return Err(failed("tojson: indent must be a number or a string")),
-        }),
+        Some(indent) => Some(indentation(&indent)?),
     };
     let (comma, colon) = match separators.filter(|given| !given.is_none()) {
         None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
@@ -33,12 +31,13 @@ pub(super) fn tojson(value: &Value, given: Arguments) -> Result<String, Error> {
     };
     let (ensure_ascii, sort_keys) = (is_true(ensure_ascii), is_true(sort_keys));
     let out = String::new();
-    let mut writer = Writer { ensure_ascii, sort_keys, indent, comma, colon, out };
+    let mut writer = Writer { state, ensure_ascii, sort_keys, indent, comma, colon, out };
     writer.value(value, 0)?;
     Ok(writer.out)
 }
 
-struct Writer {
+struct Writer<'a, 'b, 'c> {
+    state: &'a State<'b, 'c>,
     ensure_ascii: bool,
     sort_keys: bool,
     indent: Option<String>,
@@ -47,13 +46,14 @@ struct Writer {
     out: String,
 }
 
-impl Writer {
+impl Writer<'_, '_, '_> {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         // A namespace may contain itself.
         if depth > MAX_DEPTH {
             return Err(failed("tojson: a value is nested too deeply"));
         }
         bounded(&self.out)?;
+        self.state.consume_fuel(1)?;
         match value.kind() {
             ValueKind::None | ValueKind::Bool | ValueKind::Number => {
                 let text = scalar(value)?;

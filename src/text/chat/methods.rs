@@ -1,11 +1,13 @@
 //! The methods of Python's strings, lists and dicts that templates call.
 
+use std::collections::HashSet;
+
 use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, State, Value};
 use minijinja_contrib::pycompat;
 
-use super::MAX_BYTES;
-use super::python::{arguments, bounded, failed, is_space, is_true, lines, without_end};
+use super::limits::MAX_BYTES;
+use super::python::{self, arguments, bounded, failed, is_space, is_true, lines, without_end};
 
 /// Minijinja asks here for each method that a value does not have.
 pub(super) fn call(
@@ -16,7 +18,7 @@ pub(super) fn call(
 ) -> Result<Value, Error> {
     let own = match (value.kind(), value.as_str()) {
         (_, Some(text)) => string(text, method, args)?,
-        (ValueKind::Seq | ValueKind::Iterable, _) => sequence(value, method, args)?,
+        (ValueKind::Seq | ValueKind::Iterable, _) => sequence(state, value, method, args)?,
         (ValueKind::Map, _) if method == "copy" => {
             let () = from_args(args)?;
             Some(value.clone())
@@ -29,7 +31,12 @@ pub(super) fn call(
     }
 }
 
-fn sequence(value: &Value, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn sequence(
+    state: &State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
         "copy" => {
             let () = from_args(args)?;
@@ -38,6 +45,7 @@ fn sequence(value: &Value, method: &str, args: &[Value]) -> Result<Option<Value>
         "index" => {
             let (wanted, start, end): (&Value, Option<i64>, Option<i64>) = from_args(args)?;
             let items: Vec<Value> = value.try_iter()?.collect();
+            state.consume_fuel(items.len() as u64)?;
             let range = range(items.len(), start, end);
             let found = items[range.clone()].iter().position(|item| item == wanted);
             let index = found.ok_or_else(|| failed(format!("{wanted:?} is not in the list")))?;
@@ -179,6 +187,10 @@ fn string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Err
             let fill = &all[..all.len() / len.max(1)];
             Value::from(format!("{}{text}{}", fill.repeat(front), fill.repeat(len - front)))
         }
+        "format" => {
+            bounded_format(text, args)?;
+            return Ok(None);
+        }
         "isspace" => {
             let () = from_args(args)?;
             Value::from(!text.is_empty() && text.chars().all(is_space))
@@ -219,9 +231,38 @@ fn string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Err
     }))
 }
 
+/// Refuses a `format` that would write too long a text: each place may take the longest value, and each
+/// number in the text may be a width.
+fn bounded_format(text: &str, args: &[Value]) -> Result<(), Error> {
+    let numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    let mut len = numbers
+        .map(|digits| digits.parse().unwrap_or(usize::MAX))
+        .fold(text.len(), usize::saturating_add);
+    let (mut longest, mut widest) = (0_usize, 0_usize);
+    for value in args {
+        // A value by name is in the dict of all of them.
+        longest = longest.max(python::text(value)?.len());
+        widest = widest.max(value.as_usize().unwrap_or(0));
+    }
+    let places = text.matches('{').count();
+    // A width may be a value: `{:{}}`.
+    let each = if text.contains(":{") { longest.max(widest) } else { longest };
+    len = len.saturating_add(places.saturating_mul(each));
+    if len > MAX_BYTES {
+        return Err(failed("format makes a text that is too long"));
+    }
+    Ok(())
+}
+
 /// A text without the characters at its ends that are among `chars`, or without white space.
 pub(super) fn strip<'a>(text: &'a str, chars: Option<&str>, front: bool, back: bool) -> &'a str {
-    let is_taken = |c| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+    let many: Option<HashSet<char>> =
+        chars.filter(|chars| chars.len() > 16).map(|chars| chars.chars().collect());
+    let is_taken = |c| match (&many, chars) {
+        (Some(many), _) => many.contains(&c),
+        (None, Some(few)) => few.contains(c),
+        (None, None) => is_space(c),
+    };
     let text = if front { text.trim_start_matches(is_taken) } else { text };
     if back { text.trim_end_matches(is_taken) } else { text }
 }

@@ -3,30 +3,34 @@
 mod escapes;
 mod filters;
 mod json;
+mod limits;
 mod methods;
 mod printf;
 mod python;
+mod shape;
 mod source;
 mod tokens;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
 
-use minijinja::Value;
+use minijinja::{Environment, ErrorKind, Value};
 use serde::{Deserialize, Serialize};
 
 use self::filters::environment;
+use self::limits::{Limits, MAX_BYTES, MAX_STEPS, STACK};
 use self::source::Source;
 use super::date::Date;
+use super::library::caught;
 use crate::error::{Error, Result};
-
-/// Steps after which a template is stopped: far more than any conversation takes.
-const MAX_STEPS: u64 = 10_000_000;
-/// Bytes after which it is stopped.
-const MAX_BYTES: usize = 16 << 20;
 
 const SYSTEM: &str = "system";
 const DEVELOPER: &str = "developer";
+/// The template's name in minijinja: without an ending, so that nothing is escaped as HTML.
+const NAME: &str = "chat_template";
+/// Characters of a template's own words in a message.
+const MAX_DETAIL: usize = 2000;
 /// Messages that are looked at one by one at most.
 const MAX_PROBES: usize = 16;
 
@@ -76,33 +80,24 @@ impl ChatTemplate {
     /// A message of role `developer` is one of `system` for a template that does not name that role.
     ///
     /// # Errors
-    /// [`Error::Template`] when the template is not valid Jinja, refuses the conversation, or leaves out
-    /// what its last message says, or one of another role than `user` and `assistant`.
+    /// [`Error::Template`] when the template is not valid Jinja, refuses the conversation, takes more time, memory
+    /// or depth than any conversation needs, or leaves out what its last message says, or one of another role
+    /// than `user` and `assistant`.
     pub fn render(&self, messages: &[Message], date: Option<Date>) -> Result<String> {
         let failed = |reason| Error::Template { what: self.origin.display().to_string(), reason };
-        let known = self.in_known_roles(messages);
-        match self.written(&known, date) {
-            Ok(text) => match self.lost(&known, &text, date) {
-                None => Ok(text),
-                Some(at) => Err(failed(left_out(at, &messages[at].role))),
-            },
-            Err(reason) => {
-                let mut reason = format!("the chat template failed: {reason}");
-                let (instructions, rest): (Vec<_>, Vec<_>) =
-                    known.iter().zip(messages).partition(|(known, _)| known.role == SYSTEM);
-                let rest: Vec<_> = rest.into_iter().map(|(known, _)| known.clone()).collect();
-                if let Some((_, first)) = instructions.first()
-                    && self.written(&rest, date).is_ok()
-                {
-                    reason += &format!(
-                        ". Without messages of role {:?} it does not fail: put what they say into a \
-                         user's message",
-                        first.role
-                    );
-                }
-                Err(failed(reason))
-            }
-        }
+        // Minijinja reads, compares and frees by recursion: on a stack that is known to be large enough.
+        let thread = thread::Builder::new().name(NAME.into()).stack_size(STACK);
+        let text = thread::scope(|scope| {
+            let run = || caught(|| Rendering::new(self, date)?.whole(messages));
+            let thread = thread.spawn_scoped(scope, run).map_err(|e| {
+                format!("no thread can be started for the chat template: {e}; allow more of them")
+            })?;
+            let text = thread.join().unwrap_or(None);
+            text.unwrap_or_else(|| {
+                Err("the chat template does what minijinja does not expect".into())
+            })
+        });
+        text.map_err(failed)
     }
 
     /// The messages with `developer`, which is OpenAI's newer name for it, as `system`, unless the
@@ -115,11 +110,60 @@ impl ChatTemplate {
         }
         messages
     }
+}
+
+/// One conversation on its way through a template.
+struct Rendering<'a> {
+    template: &'a ChatTemplate,
+    environment: Environment<'static>,
+    /// Steps that are left to renderings after the first.
+    left: u64,
+}
+
+impl<'a> Rendering<'a> {
+    fn new(template: &'a ChatTemplate, date: Option<Date>) -> Result<Self, String> {
+        let failed = |reason: String| format!("the chat template failed: {reason}");
+        let source = template.source.as_ref().map_err(|reason| failed(reason.clone()))?;
+        let mut environment = environment(date, Limits::new()).map_err(|e| failed(describe(&e)))?;
+        environment
+            .add_template_owned(NAME, source.text.clone())
+            .map_err(|e| failed(describe(&e)))?;
+        Ok(Self { template, environment, left: MAX_STEPS })
+    }
+
+    /// The text, if nothing that it should say is left out.
+    fn whole(mut self, messages: &[Message]) -> Result<String, String> {
+        let known = self.template.in_known_roles(messages);
+        self.environment.set_fuel(Some(MAX_STEPS));
+        let (written, _) = self.once(&known);
+        match written {
+            Ok(text) => match self.lost(&known, &text) {
+                None => Ok(text),
+                Some(at) => Err(left_out(at, &messages[at].role)),
+            },
+            Err(reason) => {
+                let mut reason = format!("the chat template failed: {reason}");
+                let (instructions, rest): (Vec<_>, Vec<_>) =
+                    known.iter().zip(messages).partition(|(known, _)| known.role == SYSTEM);
+                let rest: Vec<_> = rest.into_iter().map(|(known, _)| known.clone()).collect();
+                if let Some((_, first)) = instructions.first()
+                    && self.again(&rest).is_ok()
+                {
+                    reason += &format!(
+                        ". Without messages of role {:?} it does not fail: put what they say into a \
+                         user's message",
+                        first.role
+                    );
+                }
+                Err(reason)
+            }
+        }
+    }
 
     /// A message that says something without which the template would have written the same `text`.
     /// Asked about the last message, and about roles that a template may not know; others may be left
     /// out on purpose, as by a template that writes only the last.
-    fn lost(&self, messages: &[Message], text: &str, date: Option<Date>) -> Option<usize> {
+    fn lost(&mut self, messages: &[Message], text: &str) -> Option<usize> {
         let is_asked = |&at: &usize| {
             let message = &messages[at];
             let may_be_lost = !is_of_a_turn(&message.role) || at + 1 == messages.len();
@@ -128,12 +172,12 @@ impl ChatTemplate {
         let asked: Vec<usize> = (0..messages.len()).filter(is_asked).collect();
         // Each says something else; if that is in the text, so is what it says now.
         let other = |at: usize| format!("Message {at} says this.");
-        let with_others = |places: &[usize]| {
+        let mut with_others = |places: &[usize]| {
             let mut messages = messages.to_vec();
             for &at in places {
                 messages[at].content = other(at);
             }
-            self.written(&messages, date)
+            self.again(&messages)
         };
         let all =
             if asked.is_empty() { String::new() } else { with_others(&asked).unwrap_or_default() };
@@ -143,14 +187,17 @@ impl ChatTemplate {
         asked.into_iter().filter(unseen).take(MAX_PROBES).find(is_lost)
     }
 
-    /// The conversation as text, or why there is none.
-    fn written(&self, messages: &[Message], date: Option<Date>) -> Result<String, String> {
-        let source = self.source.as_ref().map_err(String::clone)?;
-        let environment = environment(date).map_err(|e| describe(&e))?;
-        // A name without an ending, so that nothing is escaped as HTML.
-        let template = environment
-            .template_from_named_str("chat_template", &source.text)
-            .map_err(|e| describe(&e))?;
+    /// Another conversation as text, out of the steps that are left.
+    fn again(&mut self, messages: &[Message]) -> Result<String, String> {
+        self.environment.set_fuel(Some(self.left));
+        let (written, steps) = self.once(messages);
+        self.left = self.left.saturating_sub(steps);
+        written
+    }
+
+    /// The conversation as text, or why there is none, and the steps that it took: all of them if it failed.
+    fn once(&self, messages: &[Message]) -> (Result<String, String>, u64) {
+        let all = self.environment.fuel().unwrap_or_default();
         let messages: Value = messages
             .iter()
             .map(|m| Value::from_pairs([("role", &*m.role), ("content", &*m.content)]))
@@ -163,12 +210,17 @@ impl ChatTemplate {
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(true)),
         ];
-        let tokens =
-            self.special_tokens.iter().map(|(name, token)| (&**name, Value::from(&**token)));
+        let tokens = &self.template.special_tokens;
+        let tokens = tokens.iter().map(|(name, token)| (&**name, Value::from(&**token)));
         let context = Value::from_pairs(tokens.chain(fixed));
         let mut text = Bounded(Vec::new());
-        template.render_captured_to(context, &mut text).map_err(|e| describe(&e))?;
-        Ok(String::from_utf8_lossy(&text.0).into_owned())
+        let template = self.environment.get_template(NAME);
+        let captured = template.and_then(|t| t.render_captured_to(context, &mut text));
+        let steps = match captured {
+            Ok(captured) => captured.state().fuel_levels().map_or(all, |(used, _)| used),
+            Err(error) => return (Err(describe(&error)), all),
+        };
+        (Ok(String::from_utf8_lossy(&text.0).into_owned()), steps)
     }
 }
 
@@ -205,7 +257,14 @@ impl Write for Bounded {
 
 /// An error's detail with the template's line.
 fn describe(error: &minijinja::Error) -> String {
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let detail = match error.kind() {
+        ErrorKind::OutOfFuel => format!("it takes more than {MAX_STEPS} steps"),
+        kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
+    };
+    let detail = match detail.char_indices().nth(MAX_DETAIL) {
+        Some((at, _)) => format!("{} …", &detail[..at]),
+        None => detail,
+    };
     match error.line() {
         Some(line) => format!("{detail} (line {line})"),
         None => detail,

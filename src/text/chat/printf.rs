@@ -4,8 +4,8 @@ use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, Value};
 
-use super::MAX_BYTES;
 use super::filters::Arguments;
+use super::limits::MAX_BYTES;
 use super::python::{failed, push_code, repr, text};
 
 /// `left % right`.

@@ -7,12 +7,10 @@ use std::sync::{Arc, Mutex};
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Value};
 
-use super::MAX_BYTES;
+use super::limits::{MAX_BYTES, MAX_DEPTH};
 
-/// As deep as values may be nested.
-pub(super) const MAX_DEPTH: usize = 100;
 /// As wide as an indent may be.
-pub(super) const MAX_INDENT: i64 = 1_000;
+const MAX_INDENT: usize = 1_000;
 
 /// An error of a template's own making.
 pub(super) fn failed(reason: impl Into<String>) -> Error {
@@ -25,6 +23,18 @@ pub(super) fn bounded(text: &str) -> Result<(), Error> {
         return Err(failed(format!("it makes a text of more than {MAX_BYTES} bytes")));
     }
     Ok(())
+}
+
+/// What is in front of an indented line: a text, or a number of spaces. A negative number counts as none.
+pub(super) fn indentation(indent: &Value) -> Result<String, Error> {
+    let too_wide = || failed(format!("an indent is wider than {MAX_INDENT}"));
+    if let Some(text) = indent.as_str() {
+        return if text.len() > MAX_INDENT { Err(too_wide()) } else { Ok(text.to_owned()) };
+    }
+    let width = i64::try_from(indent.clone())
+        .map_err(|_| failed("an indent must be a number or a string"))?;
+    let width = usize::try_from(width).unwrap_or(0);
+    if width > MAX_INDENT { Err(too_wide()) } else { Ok(" ".repeat(width)) }
 }
 
 /// The arguments of a Python function, by place or by name.
@@ -124,6 +134,11 @@ impl Generator {
     pub(super) fn value(items: Vec<Value>) -> Value {
         Value::from_object(Self(Mutex::new(items)))
     }
+
+    /// The items that it would still give.
+    pub(super) fn items(&self) -> Vec<Value> {
+        self.0.lock().map(|items| items.clone()).unwrap_or_default()
+    }
 }
 
 impl Object for Generator {
@@ -203,6 +218,9 @@ pub(super) fn push_code(out: &mut String, c: char) {
 /// `str.isprintable`: Rust escapes the same categories, but for marks that combine at the beginning
 /// of a text.
 fn is_printable(c: char) -> bool {
+    if c.is_ascii() {
+        return !c.is_ascii_control();
+    }
     let behind_a_letter = String::from_iter(['a', c]);
     c == '\'' || c == '"' || behind_a_letter.escape_debug().nth(1) == Some(c)
 }

@@ -1,17 +1,29 @@
 //! A template's source, made ready for minijinja: where Jinja2 reads a text in another way, it is
 //! written in another way.
 
-use std::collections::BTreeSet;
-
 use super::escapes::{Piece, unescaped};
+use super::limits::MAX_SOURCE;
+use super::shape::{
+    Assigned, assigned, assigns, defaults_stand_alone, has_parts, next_is, repeats,
+};
 use super::tokens::{Kind, Tag, Token, raw_end, raw_tag};
 
 /// The functions for Python's `%` and `~`, which minijinja has only for some values.
 pub(super) const MODULO: &str = "__modulo";
 pub(super) const CONCAT: &str = "__concat";
+/// The functions that hold a template to its limits.
+pub(super) const KEPT: &str = "__kept";
+pub(super) const KEPT_IN_NAMESPACE: &str = "__kept_in_namespace";
+pub(super) const TICK: &str = "__tick";
+const TICKED: &str = "__ticked";
 
-/// Brackets in brackets, and `%` in a row: more than minijinja would read.
-const MAX_DEPTH: usize = 200;
+/// Operators, filters, members and brackets that one value of an expression may be behind or inside of,
+/// together: minijinja reads and frees expressions by recursion.
+const MAX_LINKS: usize = 250;
+/// `%` in a row, each a call in a call: more than minijinja would read.
+const MAX_MODULOS: usize = 200;
+/// Branches of one `if`, which minijinja nests.
+const MAX_BRANCHES: usize = 250;
 
 /// A source that minijinja reads as Jinja2 reads the original.
 #[derive(Clone, Debug)]
@@ -25,6 +37,9 @@ impl Source {
     /// Rewrites the original. Lines stay where they are. Text that is no valid Jinja stays as it is, and
     /// minijinja says why; the error is about valid Jinja that minijinja cannot be brought to read.
     pub(super) fn new(original: &str) -> Result<Self, String> {
+        if original.len() > MAX_SOURCE {
+            return Err(format!("it has {} bytes, more than {MAX_SOURCE}", original.len()));
+        }
         // Python's jinja2 does so before it reads anything, also within strings and raw blocks.
         let original = original.replace("\r\n", "\n").replace('\r', "\n");
         let mut writer = Writer::default();
@@ -82,11 +97,14 @@ enum Before {
     Operand,
 }
 
-/// The beginnings, in the text that is written, of the operands on the left of `~` and of `%`; and
-/// the calls that are still open: `a * b % c` becomes `__modulo(a * b, c)`.
+/// The beginnings, in the text that is written, of a sum and of the operands on the left of `~` and of `%`;
+/// and the calls that are still open: `a * b % c` becomes `__modulo(a * b, c)`, and `a + b` becomes
+/// `__kept(a + b)`.
 struct Chains {
+    sum: usize,
     concat: usize,
     product: usize,
+    sum_is_open: bool,
     concat_is_open: bool,
     product_is_open: bool,
     modulos: usize,
@@ -96,9 +114,14 @@ struct Chains {
 struct Writer {
     text: String,
     names_developer: bool,
-    depth: usize,
+    /// What the next token is behind or inside of.
+    links: usize,
     /// The blocks that are open, but for `if`, the innermost last.
     blocks: Vec<String>,
+    /// Branches of each `if` that is open.
+    branches: Vec<usize>,
+    /// What follows are names that get values, with or without brackets.
+    is_target: bool,
 }
 
 impl Writer {
@@ -111,14 +134,30 @@ impl Writer {
         }
         let before = if is_block { Before::Statement } else { Before::Operator };
         let mut tokens = &tag.tokens[..];
-        self.level(&mut tokens, before)?;
+        (self.links, self.is_target) = (0, false);
+        let assigned = if is_block { assigned(tokens) } else { Assigned::Nothing };
+        self.level(&mut tokens, before, assigned)?;
         // Brackets that close more than is open: no valid Jinja.
         while let Some((first, rest)) = tokens.split_first() {
             self.text.push_str(first.text);
             tokens = rest;
-            self.level(&mut tokens, Before::Operand)?;
+            self.level(&mut tokens, Before::Operand, Assigned::Nothing)?;
+        }
+        // Each round of a loop, and each call of a macro, looks at the clock. What the tag says of the space
+        // behind it, the last tag has to say.
+        if is_block && repeats(&tag.tokens) && !tag.close.is_empty() {
+            self.text.push_str(&format!("%}}{{% set {TICKED} = {TICK}() "));
         }
         self.text.push_str(tag.close);
+        Ok(())
+    }
+
+    /// One more operator, member or bracket that what follows is behind or inside of.
+    fn link(&mut self) -> Result<(), String> {
+        self.links += 1;
+        if self.links > MAX_LINKS {
+            return Err("an expression is nested too deeply, or has too many operators".into());
+        }
         Ok(())
     }
 
@@ -140,7 +179,18 @@ impl Writer {
                 self.blocks.push(first.text.to_owned());
             }
             "autoescape" => return Err("the block autoescape is not supported".into()),
-            "endif" => {}
+            "if" => self.branches.push(0),
+            "elif" => {
+                if let Some(branches) = self.branches.last_mut() {
+                    *branches += 1;
+                }
+                if self.branches.iter().sum::<usize>() > MAX_BRANCHES {
+                    return Err("an if has too many branches".into());
+                }
+            }
+            "endif" => {
+                self.branches.pop();
+            }
             end if end.starts_with("end") => {
                 self.blocks.pop();
             }
@@ -150,13 +200,31 @@ impl Writer {
     }
 
     /// Writes tokens up to the bracket that closes this level.
-    fn level(&mut self, tokens: &mut &[Token<'_>], mut before: Before) -> Result<(), String> {
+    fn level(
+        &mut self,
+        tokens: &mut &[Token<'_>],
+        mut before: Before,
+        mut assigned: Assigned,
+    ) -> Result<(), String> {
         let mut chains = self.chains();
+        let links = self.links;
+        // What is to be written behind the value that a tag assigns.
+        let mut end = "";
         while let Some((&Token { kind, text }, rest)) = tokens.split_first() {
             if kind == Kind::Close {
                 break;
             }
             *tokens = rest;
+            self.is_target &= !matches!(text, "in" | "=");
+            match (kind, text) {
+                // The operands of `~` become a list.
+                (Kind::Operator, "," | "~") => self.links = links,
+                (Kind::Operator | Kind::Open, _)
+                | (Kind::Name, "and" | "or" | "not" | "in" | "is" | "if" | "else") => {
+                    self.link()?
+                }
+                _ => {}
+            }
             let has_operand = matches!(before, Before::Operand | Before::Test | Before::Text);
             before = match kind {
                 Kind::Space => {
@@ -172,26 +240,35 @@ impl Writer {
                     Before::Text
                 }
                 Kind::Open => {
-                    self.text.push_str(text);
-                    self.depth += 1;
-                    if self.depth > MAX_DEPTH {
-                        return Err("brackets are nested too deeply".into());
+                    // A list, dict or tuple of what the template has, and no subscript or call.
+                    let is_made = !has_operand && !self.is_target && has_parts(text, rest);
+                    if is_made {
+                        self.text.push_str(&format!(" {KEPT}("));
                     }
-                    self.level(tokens, Before::Operator)?;
-                    self.depth -= 1;
+                    self.text.push_str(text);
+                    let links = self.links;
+                    self.level(tokens, Before::Operator, Assigned::Nothing)?;
+                    self.links = links;
                     if let Some((close, rest)) = tokens.split_first() {
                         self.text.push_str(close.text);
                         *tokens = rest;
                     }
+                    if is_made {
+                        self.text.push(')');
+                    }
                     Before::Operand
                 }
                 Kind::Name if before == Before::Statement => {
+                    self.is_target = ["for", "set", "with"].contains(&text);
                     // Blocks of a scope of their own, which is all that `generation` is here.
                     self.text.push_str(match text {
                         "generation" => "with",
                         "endgeneration" => "endwith",
                         other => other,
                     });
+                    if text == "call" && next_is(tokens, &["("]) {
+                        self.parameters(tokens)?;
+                    }
                     chains = self.chains();
                     Before::Operator
                 }
@@ -229,15 +306,28 @@ impl Writer {
                             self.text.insert_str(chains.concat, &format!(" {CONCAT}(["));
                         }
                         self.text.push(',');
-                        let concat = chains.concat;
-                        chains = Chains { concat, concat_is_open: true, ..self.chains() };
+                        let Chains { sum, sum_is_open, concat, .. } = chains;
+                        let concat_is_open = true;
+                        chains =
+                            Chains { sum, sum_is_open, concat, concat_is_open, ..self.chains() };
+                        Before::Operator
+                    }
+                    "+" | "-" if has_operand => {
+                        self.close_concat(&mut chains);
+                        self.open_sum(&mut chains);
+                        self.text.push_str(text);
+                        let Chains { sum, sum_is_open, .. } = chains;
+                        chains = Chains { sum, sum_is_open, ..self.chains() };
                         Before::Operator
                     }
                     "*" | "/" | "//" | "%" => {
                         self.close_product(&mut chains);
+                        if text == "*" && has_operand {
+                            self.open_sum(&mut chains);
+                        }
                         if text == "%" {
                             chains.modulos += 1;
-                            if chains.modulos > MAX_DEPTH {
+                            if chains.modulos > MAX_MODULOS {
                                 return Err("too many % in a row".into());
                             }
                             self.text.insert_str(chains.product, &format!(" {MODULO}("));
@@ -257,6 +347,30 @@ impl Writer {
                         self.text.push_str(text);
                         Before::Operator
                     }
+                    "=" if assigned != Assigned::Nothing => {
+                        self.boundary(&mut chains, text);
+                        let (begin, behind) = match assigned {
+                            Assigned::InNamespace => (KEPT_IN_NAMESPACE, "))"),
+                            // What is assigned may be a tuple without brackets.
+                            Assigned::All => (KEPT, "))"),
+                            _ => (KEPT, ")"),
+                        };
+                        let brackets = &"(("[..behind.len()];
+                        self.text.push_str(&format!(" {begin}{brackets}"));
+                        if assigned != Assigned::Each {
+                            assigned = Assigned::Nothing;
+                        }
+                        end = behind;
+                        chains = self.chains();
+                        Before::Operator
+                    }
+                    "," if assigned == Assigned::Each => {
+                        self.close(&mut chains);
+                        self.text.push_str(std::mem::take(&mut end));
+                        self.boundary(&mut chains, text);
+                        self.is_target = true;
+                        Before::Operator
+                    }
                     _ => {
                         self.boundary(&mut chains, text);
                         Before::Operator
@@ -266,28 +380,62 @@ impl Writer {
             };
         }
         self.close(&mut chains);
+        self.text.push_str(end);
+        Ok(())
+    }
+
+    /// Writes the parameters of a call block, which are no tuple.
+    fn parameters(&mut self, tokens: &mut &[Token<'_>]) -> Result<(), String> {
+        while let Some((first, rest)) = tokens.split_first() {
+            self.text.push_str(first.text);
+            *tokens = rest;
+            if first.kind == Kind::Open {
+                self.level(tokens, Before::Operator, Assigned::Nothing)?;
+            } else if first.kind == Kind::Close {
+                break;
+            }
+        }
         Ok(())
     }
 
     fn chains(&self) -> Chains {
         let here = self.text.len();
         Chains {
+            sum: here,
             concat: here,
             product: here,
+            sum_is_open: false,
             concat_is_open: false,
             product_is_open: false,
             modulos: 0,
         }
     }
 
-    /// A token that binds less than `~`: the operands end before it, and others begin behind it.
+    /// A token that binds less than `+`: the operands end before it, and others begin behind it.
     fn boundary(&mut self, chains: &mut Chains, text: &str) {
         self.close(chains);
         self.text.push_str(text);
         *chains = self.chains();
     }
 
+    /// Begins the call around a sum or product, which may be one of lists.
+    fn open_sum(&mut self, chains: &mut Chains) {
+        if !std::mem::replace(&mut chains.sum_is_open, true) {
+            let call = format!(" {KEPT}(");
+            self.text.insert_str(chains.sum, &call);
+            chains.concat += call.len();
+            chains.product += call.len();
+        }
+    }
+
     fn close(&mut self, chains: &mut Chains) {
+        self.close_concat(chains);
+        if std::mem::take(&mut chains.sum_is_open) {
+            self.text.push(')');
+        }
+    }
+
+    fn close_concat(&mut self, chains: &mut Chains) {
         self.close_product(chains);
         if std::mem::take(&mut chains.concat_is_open) {
             self.text.push_str("])");
@@ -329,51 +477,4 @@ impl Writer {
         self.text.push_str(quote);
         Ok(())
     }
-}
-
-/// True for `set x = …`, and not for `set x`, which begins a block.
-fn assigns(tokens: &[Token<'_>]) -> bool {
-    let mut depth = 0_usize;
-    tokens.iter().any(|token| {
-        match token.kind {
-            Kind::Open => depth += 1,
-            Kind::Close => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        depth == 0 && token.text == "="
-    })
-}
-
-/// Refuses a macro's default that names another parameter, `macro f(a, b=a)`: minijinja would take
-/// it as undefined.
-fn defaults_stand_alone(tokens: &[Token<'_>]) -> Result<(), String> {
-    let tokens: Vec<_> = tokens.iter().filter(|token| token.kind != Kind::Space).collect();
-    if tokens.first().is_none_or(|first| first.text != "macro") {
-        return Ok(());
-    }
-    let (mut parameters, mut depth, mut in_default) = (BTreeSet::new(), 0_usize, false);
-    for (index, token) in tokens.iter().enumerate().skip(2) {
-        let follows = |text: &str| tokens[index - 1].text == text;
-        match token.kind {
-            Kind::Open => depth += 1,
-            Kind::Close => depth = depth.saturating_sub(1),
-            Kind::Name if depth == 1 && !in_default => {
-                parameters.insert(token.text);
-            }
-            Kind::Name if !follows(".") && !follows("|") && parameters.contains(token.text) => {
-                let is_keyword = tokens.get(index + 1).is_some_and(|next| next.text == "=");
-                if !is_keyword {
-                    return Err(format!(
-                        "the macro {} has a default that names its parameter {}, which is not \
-                         supported",
-                        tokens[1].text, token.text
-                    ));
-                }
-            }
-            _ if depth == 1 && token.text == "=" => in_default = true,
-            _ if depth == 1 && token.text == "," => in_default = false,
-            _ => {}
-        }
-    }
-    Ok(())
 }
