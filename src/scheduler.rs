@@ -8,14 +8,17 @@
 //!
 //! A response that somebody else wrote can be scored too: a search with nothing to propose.
 
+mod ready;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::guide::{Guide, Score, Scoring};
-use crate::hash::Fnv;
-use crate::proposer::{Finish, Lifetime, Prompt, Proposer, Response};
+use crate::proposer::{Finish, Prompt, Proposer, Response};
 use crate::search::{Chunk, Outcome, Search, Settings};
+use ready::Task;
+pub use ready::{Reader, Ready};
 
 /// Runs searches on one proposer and one guide.
 pub struct Scheduler<P: Proposer, G: Guide> {
@@ -33,24 +36,16 @@ pub struct Scheduler<P: Proposer, G: Guide> {
 struct Waiting<P: Proposer, G: Guide> {
     id: usize,
     pages: Pages,
-    /// W·K; 1 for a given response.
-    candidates: usize,
-    guide: G::Prompt,
-    task: Submitted<P>,
-}
-
-enum Submitted<P: Proposer> {
-    Search { settings: Settings, stream: u64, proposer: P::Prompt },
-    Given(Response),
+    ready: Ready<P, G>,
 }
 
 struct Running<P: Proposer, G: Guide> {
     id: usize,
     pages: Pages,
-    task: Task<P, G>,
+    work: Work<P, G>,
 }
 
-enum Task<P: Proposer, G: Guide> {
+enum Work<P: Proposer, G: Guide> {
     Search(Search<P::State, G::State>),
     Given { guide: G::State, response: Response },
 }
@@ -146,17 +141,17 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
 
     /// The sum of W·K over the searches that wait.
     pub fn waiting_candidates(&self) -> usize {
-        self.waiting.iter().map(|waiting| waiting.candidates).sum()
+        self.waiting.iter().map(|waiting| waiting.ready.candidates()).sum()
     }
 
     /// How far each running search has come. Given responses are not among them.
     pub fn progress(&self) -> impl Iterator<Item = Progress<'_>> {
-        self.running.iter().filter_map(|running| match &running.task {
-            Task::Search(search) => {
+        self.running.iter().filter_map(|running| match &running.work {
+            Work::Search(search) => {
                 let (chunks, agreed) = (search.trace(), search.agreed());
                 Some(Progress { id: running.id, chunks, agreed })
             }
-            Task::Given { .. } => None,
+            Work::Given { .. } => None,
         })
     }
 
@@ -181,22 +176,8 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         prompt: &Prompt,
         settings: Settings,
     ) -> Result<Option<usize>> {
-        settings.validate()?;
-        let life = settings.lifetime();
-        let proposer = self.proposer.prepare(prompt, &life)?;
-        let guide = self.guide.prepare(prompt, &life)?;
-        let mut pages = self.proposer.pages_needed(&proposer, &life);
-        pages.extend(self.guide.pages_needed(&guide, &life));
-        for (&needed, capacity) in pages.iter().zip(self.capacity()) {
-            if needed > capacity {
-                return Err(Error::TooLargeForCache { needed, capacity });
-            }
-        }
-        let prompt_tokens = self.proposer.prompt_tokens(&proposer);
-        let task = Submitted::Search { settings, stream: stream(prompt), proposer };
-        let candidates = life.candidates;
-        self.waiting.push_back(Waiting { id, pages, candidates, guide, task });
-        Ok(prompt_tokens)
+        let ready = self.reader().search(prompt, settings)?;
+        self.submit_ready(id, ready)
     }
 
     /// Queues the scoring of a response that is given as text; `ended` says whether the end of the
@@ -208,19 +189,41 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         text: String,
         ended: bool,
     ) -> Result<()> {
-        // No token is shorter than a byte. Should even that not fit, the rest of the pool is
-        // enough for any response that the guide can read.
-        let life = Lifetime::given(text.len() + 1);
-        let guide = self.guide.prepare(prompt, &life)?;
-        let needed = self.guide.pages_needed(&guide, &life);
-        let none = vec![0; self.proposer.page_capacity().len()];
-        let pages = none.into_iter().chain(needed).zip(self.capacity());
-        let pages = pages.map(|(needed, capacity)| needed.min(capacity)).collect();
-        let finish = Some(if ended { Finish::Eos } else { Finish::Length });
-        let response = Response { text: text.into_bytes(), finish, ..Response::default() };
-        let task = Submitted::Given(response);
-        self.waiting.push_back(Waiting { id, pages, candidates: 1, guide, task });
-        Ok(())
+        let ready = self.reader().given(prompt, text, ended)?;
+        self.submit_ready(id, ready).map(|_| ())
+    }
+
+    /// What reads for this scheduler.
+    pub fn reader(&self) -> Reader<P, G> {
+        Reader { proposer: self.proposer.reader(), guide: self.guide.reader() }
+    }
+
+    /// Queues what this scheduler's reader has read, which takes next to no time; an error if there are not
+    /// enough pages. Returns the length of a search's prompt, where that is known.
+    pub fn submit_ready(&mut self, id: usize, ready: Ready<P, G>) -> Result<Option<usize>> {
+        let Ready { life, guide, task } = &ready;
+        let needed = self.guide.pages_needed(guide, life);
+        let (pages, prompt_tokens) = match task {
+            Task::Search { proposer, .. } => {
+                let mut pages = self.proposer.pages_needed(proposer, life);
+                pages.extend(needed);
+                for (&needed, capacity) in pages.iter().zip(self.capacity()) {
+                    if needed > capacity {
+                        return Err(Error::TooLargeForCache { needed, capacity });
+                    }
+                }
+                (pages, self.proposer.prompt_tokens(proposer))
+            }
+            Task::Given(_) => {
+                // Should the bound on its tokens not fit, the rest of the pool is enough for any
+                // response that the guide can read.
+                let none = vec![0; self.proposer.page_capacity().len()];
+                let pages = none.into_iter().chain(needed).zip(self.capacity());
+                (pages.map(|(needed, capacity)| needed.min(capacity)).collect(), None)
+            }
+        };
+        self.waiting.push_back(Waiting { id, pages, ready });
+        Ok(prompt_tokens)
     }
 
     /// Drops a search and frees its pages; false if there is none of this id.
@@ -286,25 +289,25 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         }
         let prompts: Vec<_> = admitted
             .iter()
-            .filter_map(|waiting| match &waiting.task {
-                Submitted::Search { proposer, .. } => Some(proposer),
-                Submitted::Given(_) => None,
+            .filter_map(|waiting| match &waiting.ready.task {
+                Task::Search { proposer, .. } => Some(&**proposer),
+                Task::Given(_) => None,
             })
             .collect();
         let mut proposer = self.proposer.open(&prompts)?.into_iter();
-        let prompts: Vec<_> = admitted.iter().map(|waiting| &waiting.guide).collect();
+        let prompts: Vec<_> = admitted.iter().map(|waiting| &*waiting.ready.guide).collect();
         let guide = self.guide.open(&prompts)?;
-        for (Waiting { id, pages, task, .. }, guide) in admitted.into_iter().zip(guide) {
-            let task = match task {
-                Submitted::Given(response) => Task::Given { guide, response },
-                Submitted::Search { settings, stream, .. } => {
+        for (Waiting { id, pages, ready }, guide) in admitted.into_iter().zip(guide) {
+            let work = match ready.task {
+                Task::Given(response) => Work::Given { guide, response },
+                Task::Search { settings, stream, .. } => {
                     let proposer = proposer.next().expect("a state for each prompt");
                     let mut search = Search::new(settings, stream, proposer, guide);
                     search.expand();
-                    Task::Search(search)
+                    Work::Search(search)
                 }
             };
-            self.running.push(Running { id, pages, task });
+            self.running.push(Running { id, pages, work });
         }
         Ok(())
     }
@@ -347,12 +350,12 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         let mut counts = Vec::new();
         for running in &mut settled {
             let before = items.len();
-            match &mut running.task {
-                Task::Search(search) => {
+            match &mut running.work {
+                Work::Search(search) => {
                     search.settle();
                     items.extend(search.scorings());
                 }
-                Task::Given { guide, response } => items.push(Scoring { state: guide, response }),
+                Work::Given { guide, response } => items.push(Scoring { state: guide, response }),
             }
             counts.push(items.len() - before);
         }
@@ -382,16 +385,16 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
 
 impl<P: Proposer, G: Guide> Running<P, G> {
     fn search(&self) -> Option<&Search<P::State, G::State>> {
-        match &self.task {
-            Task::Search(search) => Some(search),
-            Task::Given { .. } => None,
+        match &self.work {
+            Work::Search(search) => Some(search),
+            Work::Given { .. } => None,
         }
     }
 
     fn search_mut(&mut self) -> Option<&mut Search<P::State, G::State>> {
-        match &mut self.task {
-            Task::Search(search) => Some(search),
-            Task::Given { .. } => None,
+        match &mut self.work {
+            Work::Search(search) => Some(search),
+            Work::Given { .. } => None,
         }
     }
 
@@ -402,13 +405,13 @@ impl<P: Proposer, G: Guide> Running<P, G> {
 
     /// Keeps the best candidates, given their scores; a result if that was the end.
     fn select(&mut self, mut scores: Vec<Result<Score>>) -> Option<Result<Outcome>> {
-        match &mut self.task {
-            Task::Search(search) => match (search.select(scores), search.outcome()) {
+        match &mut self.work {
+            Work::Search(search) => match (search.select(scores), search.outcome()) {
                 (Err(error), _) => Some(Err(error)),
                 (Ok(()), Some(outcome)) => Some(Ok(outcome)),
                 (Ok(()), None) => None,
             },
-            Task::Given { response, .. } => Some(scores.remove(0).map(|score| Outcome {
+            Work::Given { response, .. } => Some(scores.remove(0).map(|score| Outcome {
                 finish: response.finish.unwrap_or(Finish::Length),
                 response: std::mem::take(response),
                 score,
@@ -416,25 +419,4 @@ impl<P: Proposer, G: Guide> Running<P, G> {
             })),
         }
     }
-}
-
-/// Names a search's random numbers by its prompt, so that the answer does not depend on where in a
-/// file the prompt stands or what else is running.
-fn stream(prompt: &Prompt) -> u64 {
-    let mut hash = Fnv::default();
-    let mut add = |text: &str| {
-        // The length keeps ("ab", "c") and ("a", "bc") apart.
-        hash.add(&(text.len() as u64).to_le_bytes());
-        hash.add(text.as_bytes());
-    };
-    match prompt {
-        Prompt::Text(text) => add(text),
-        Prompt::Chat(messages) => {
-            for message in messages {
-                add(&message.role);
-                add(&message.content);
-            }
-        }
-    }
-    hash.finish()
 }

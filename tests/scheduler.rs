@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use toy::{Judge, Pick, Script, settings};
 use trimtab::error::Result;
 use trimtab::kv_cache::{PagePool, Sequence};
-use trimtab::proposer::{Draft, Lifetime, Prompt, Proposer, StopStrings};
+use trimtab::proposer::{Draft, Prompt, Proposer, Reader, StopStrings};
 use trimtab::scheduler::Scheduler;
 use trimtab::search::{Outcome, Settings};
 
@@ -36,8 +36,8 @@ impl Proposer for Paged {
     type Prompt = String;
     type State = PagedState;
 
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<String> {
-        self.script.prepare(prompt, life)
+    fn reader(&self) -> Reader<String> {
+        self.script.reader()
     }
 
     fn pages_needed(&self, prompt: &String, life: &Lifetime) -> Vec<usize> {

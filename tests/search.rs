@@ -8,7 +8,7 @@ use toy::{Judge, Pick, Script, noise, settings, stream};
 use trimtab::error::{Error, Result};
 use trimtab::kv_cache::Lifetime;
 use trimtab::philox::Draw;
-use trimtab::proposer::{Draft, Finish, Prompt, Proposer, StopStrings, Unfinished};
+use trimtab::proposer::{Draft, Finish, Prompt, Proposer, Reader, StopStrings, Unfinished};
 use trimtab::scheduler::{Finished, Scheduler};
 use trimtab::search::{Chunk, Outcome, Settings};
 
@@ -155,8 +155,8 @@ impl Proposer for Hesitant {
     type Prompt = String;
     type State = String;
 
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<String> {
-        self.script.prepare(prompt, life)
+    fn reader(&self) -> Reader<String> {
+        self.script.reader()
     }
 
     fn pages_needed(&self, _: &String, _: &Lifetime) -> Vec<usize> {

@@ -64,6 +64,8 @@ impl Share {
 pub(super) struct Cached {
     pub prompt_text: Arc<PromptText>,
     pub prompt: Arc<[u32]>,
+    /// The tokens of prompt and response, where the response is given.
+    pub given: Option<Arc<[u32]>>,
     /// All of `tokens` but the last, or fewer where the share does not hold them.
     pub sequence: Sequence,
     pub share: Share,

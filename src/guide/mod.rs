@@ -6,9 +6,13 @@
 
 mod cached;
 mod pair;
+mod reading;
 
 pub use cached::reserved;
-pub use pair::{GuideTokens, PairGuide, PairPrompt, PairState, WeightedPair};
+pub use pair::{GuideTokens, PairGuide, PairState, WeightedPair};
+pub use reading::PairPrompt;
+
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::kv_cache::Lifetime;
@@ -36,19 +40,28 @@ pub struct Scoring<'a, S> {
     pub response: &'a Response,
 }
 
+/// Turns a prompt into tokens, as a [`Reader`](crate::proposer::Reader) of the base model does; with a response
+/// that is given, its tokens too, so that scoring it needs no more reading.
+pub type Reader<T> = Arc<dyn Fn(&Prompt, &Lifetime, Option<&Response>) -> Result<T> + Send + Sync>;
+
 /// The pair of small models, as search sees it.
 ///
 /// All methods take many searches' states at once. A score depends on prompt and response alone,
 /// however the response was cut into chunks.
 pub trait Guide {
     /// A prompt that has been checked and turned into tokens.
-    type Prompt;
+    type Prompt: Send + Sync + 'static;
     /// What has been cached of one hypothesis. `clone` forks it, `drop` releases it.
     type State: Clone;
 
+    /// What turns prompts, and responses that are given, into this guide's.
+    fn reader(&self) -> Reader<Self::Prompt>;
+
     /// Turns a prompt into tokens and checks that it and `life.response` more fit; where the response is
     /// given ([`Lifetime::is_given`]), that is an upper bound, its bytes being all that is known of it.
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt>;
+    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt> {
+        self.reader()(prompt, life, None)
+    }
 
     /// Pages that a search needs at most, per pool of this guide.
     fn pages_needed(&self, prompt: &Self::Prompt, life: &Lifetime) -> Vec<usize>;

@@ -10,14 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::cached::{Cached, Plan, Share, common, reserved};
-use super::{Guide, Lifetime, Prompt, Score, Scoring};
+use super::cached::{Cached, Plan, common};
+use super::reading::{PairPrompt, Reading, Rendered, check_rows, ended, with_end};
+use super::{Guide, Lifetime, Reader, Score, Scoring};
 use crate::backend::Backend;
-use crate::engine::{Longest, Pair, Rows, Span};
+use crate::engine::{Longest, Pair, Span};
 use crate::error::{Error, Result};
 use crate::kv_cache::{PAGE_LEN, PagePool, Sequence};
-use crate::proposer::{Finish, Response};
-use crate::text::{Bos, PromptFormat, PromptText, Tokenizer, complete_utf8};
+use crate::proposer::Response;
+use crate::text::{Bos, PromptFormat, Tokenizer, complete_utf8};
 
 /// How a response becomes the guide's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,35 +58,16 @@ impl<B: Backend> WeightedPair<B> {
         pair.longest(&pair.pages)
     }
 
-    /// An error if one of the models has no row for one of these tokens.
-    fn check_rows(&self, rows: [Rows; 2], tokens: &[u32]) -> Result<()> {
-        rows.into_iter().try_for_each(|rows| rows.check(tokens, &self.format.tokenizer))
-    }
-
-    /// Whether tokens come as they are, and no more of them than a search has been told.
-    fn takes_ids(&self, life: &Lifetime) -> bool {
-        self.tokens == GuideTokens::Ids && !life.is_given()
-    }
-
-    /// What a search reserves for what its hypotheses keep cached.
-    fn reserved(&self, life: &Lifetime) -> Lifetime {
-        let longest = self.longest().tokens();
-        if self.takes_ids(life) || life.is_given() {
-            Lifetime { response: life.response.min(longest), ..*life }
-        } else {
-            reserved(life, longest)
+    fn reading(&self, compat: bool) -> Reading {
+        Reading {
+            format: self.format.clone(),
+            tokens: self.tokens,
+            eos: self.eos,
+            longest_token: self.longest_token,
+            longest: self.longest(),
+            rows: self.pair().rows(),
+            compat,
         }
-    }
-
-    /// Tokens of the longest text that a search may meet beyond what it keeps cached.
-    fn longest_text(&self, prompt: &Rendered, life: &Lifetime) -> usize {
-        if self.takes_ids(life) {
-            return 0;
-        }
-        let token = if life.is_given() { 1 } else { self.longest_token };
-        let bytes = prompt.text.text.len().saturating_add(life.response.saturating_mul(token));
-        let end = usize::from(self.eos.is_some());
-        (self.format.tokenizer.most_tokens(bytes) + end).min(self.longest().tokens())
     }
 }
 
@@ -96,17 +78,6 @@ pub struct PairGuide<B: Backend> {
     compat: Option<Arc<Tokenizer>>,
     /// Tokens of the first pair that were there for the first time.
     tokens_new: u64,
-}
-
-/// A prompt for each pair.
-pub struct PairPrompt {
-    pairs: Vec<Rendered>,
-}
-
-struct Rendered {
-    text: Arc<PromptText>,
-    tokens: Arc<[u32]>,
-    share: Share,
 }
 
 /// What has been run of one hypothesis, for each pair.
@@ -122,6 +93,10 @@ impl<B: Backend> PairGuide<B> {
     /// scored as if it had ended.
     pub fn new(pairs: Vec<WeightedPair<B>>, compat: Option<Arc<Tokenizer>>) -> Self {
         Self { pairs, compat, tokens_new: 0 }
+    }
+
+    fn readings(&self) -> Vec<Reading> {
+        self.pairs.iter().map(|weighted| weighted.reading(self.compat.is_some())).collect()
     }
 
     /// Sequences of full length that fit into the cache at the same time.
@@ -177,11 +152,9 @@ impl<B: Backend> PairGuide<B> {
         cached: &Cached,
         response: &Response,
     ) -> Result<Vec<u32>> {
-        let ended = match response.finish {
-            Some(Finish::Eos) => true,
-            Some(Finish::Stop | Finish::Length) => self.compat.is_some(),
-            None => false,
-        };
+        if let Some(given) = &cached.given {
+            return Ok(given.to_vec());
+        }
         if pair.tokens == GuideTokens::Ids && !response.tokens.is_empty() {
             return Ok(cached.prompt.iter().chain(&response.tokens).copied().collect());
         }
@@ -195,11 +168,7 @@ impl<B: Backend> PairGuide<B> {
             (_, Some(_)) => String::from_utf8_lossy(&response.text),
         };
         let whole = cached.prompt_text.with(&text);
-        let mut tokens = pair.format.encode(&whole).map_err(Error::unreadable("guide"))?;
-        if ended {
-            tokens.push(pair.eos.ok_or(Error::NoEndToken)?);
-        }
-        Ok(tokens)
+        with_end(&pair.format, &whole, pair.eos, ended(response, self.compat.is_some()))
     }
 
     /// One pair's tokens of all items; of texts side by side, which may be long.
@@ -236,7 +205,7 @@ impl<B: Backend> PairGuide<B> {
             let plan = tokens.and_then(|tokens| {
                 let prompt = cached.prompt.len();
                 longest.check("guide", prompt, tokens.len().saturating_sub(prompt))?;
-                weighted.check_rows(rows, &tokens)?;
+                check_rows(&weighted.format, rows, &tokens)?;
                 Ok(Plan::new(cached, tokens))
             });
             plans.push(plan);
@@ -336,30 +305,16 @@ impl<B: Backend> Guide for PairGuide<B> {
     type Prompt = PairPrompt;
     type State = PairState;
 
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<PairPrompt> {
-        let pairs = self
-            .pairs
-            .iter()
-            .map(|weighted| {
-                let unreadable = || Error::unreadable("guide");
-                let text = weighted.format.render(prompt).map_err(unreadable())?;
-                let tokens = weighted.format.encode(&text).map_err(unreadable())?;
-                weighted.check_rows(weighted.pair().rows(), &tokens)?;
-                // Text may have fewer tokens; that is found out while scoring.
-                let new_tokens = if weighted.takes_ids(life) { life.response } else { 1 };
-                let check =
-                    |new_tokens| weighted.longest().check("guide", tokens.len(), new_tokens);
-                // The message is of what was asked for.
-                check(new_tokens).or_else(|_| check(life.response))?;
-                let share = Share::new(&weighted.reserved(life), tokens.len());
-                Ok(Rendered { text: text.into(), tokens: tokens.into(), share })
-            })
-            .collect::<Result<_>>()?;
-        Ok(PairPrompt { pairs })
+    fn reader(&self) -> Reader<PairPrompt> {
+        let readings = self.readings();
+        Arc::new(move |prompt, life, given| {
+            let pairs = readings.iter().map(|reading| reading.prompt(prompt, life, given));
+            Ok(PairPrompt { pairs: pairs.collect::<Result<_>>()? })
+        })
     }
 
     fn pages_needed(&self, prompt: &PairPrompt, life: &Lifetime) -> Vec<usize> {
-        self.pairs
+        self.readings()
             .iter()
             .zip(&prompt.pairs)
             .map(|(pair, prompt)| {
@@ -384,7 +339,7 @@ impl<B: Backend> Guide for PairGuide<B> {
         for (index, weighted) in self.pairs.iter().enumerate() {
             let mut pair = weighted.pair();
             for (state, prompt) in states.iter_mut().zip(prompts) {
-                let Rendered { text, tokens, share } = &prompt.pairs[index];
+                let Rendered { text, tokens, given, share } = &prompt.pairs[index];
                 let mut sequence = pair.pages.sequence();
                 let rows = tokens.len().saturating_sub(1);
                 sequence.append(rows)?;
@@ -392,6 +347,7 @@ impl<B: Backend> Guide for PairGuide<B> {
                 state.pairs.push(Cached {
                     prompt_text: text.clone(),
                     prompt: tokens.clone(),
+                    given: given.clone(),
                     sequence,
                     share: *share,
                     tokens: tokens.to_vec(),

@@ -1,6 +1,8 @@
 //! The base model, wherever it is: here or elsewhere.
 
-use super::{Draft, Lifetime, LocalPrompt, LocalProposer, LocalState, Prompt, Proposer};
+use std::sync::Arc;
+
+use super::{Draft, Lifetime, LocalPrompt, LocalProposer, LocalState, Proposer, Reader};
 use super::{RemotePrompt, RemoteProposer, RemoteState};
 use crate::backend::Backend;
 use crate::error::Result;
@@ -78,10 +80,16 @@ impl<B: Backend> Proposer for BaseProposer<B> {
     type Prompt = BasePrompt;
     type State = BaseState;
 
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<BasePrompt> {
+    fn reader(&self) -> Reader<BasePrompt> {
         match self {
-            Self::Local(proposer) => proposer.prepare(prompt, life).map(BasePrompt::Local),
-            Self::Remote(proposer) => proposer.prepare(prompt, life).map(BasePrompt::Remote),
+            Self::Local(proposer) => {
+                let read = proposer.reader();
+                Arc::new(move |prompt, life| read(prompt, life).map(BasePrompt::Local))
+            }
+            Self::Remote(proposer) => {
+                let read = proposer.reader();
+                Arc::new(move |prompt, life| read(prompt, life).map(BasePrompt::Remote))
+            }
         }
     }
 

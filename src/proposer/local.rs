@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Draft, Lifetime, Prompt, Proposer, Unfinished};
+use super::{Draft, Lifetime, Prompt, Proposer, Reader, Unfinished};
 use crate::backend::{Backend, NO_TOKEN, SampleRow};
 use crate::engine::{Engine, Longest, Pair, Rows, Span};
 use crate::error::{Error, Result};
@@ -39,6 +39,28 @@ impl<B: Backend> Guidance<B> {
 /// A prompt as tokens: the base model's, then each guidance pair's.
 pub struct LocalPrompt {
     tokens: Vec<Vec<u32>>,
+}
+
+/// How one stream's model reads prompts, and how long they may be.
+struct Reading {
+    model: &'static str,
+    format: PromptFormat,
+    rows: Vec<Rows>,
+    longest: Longest,
+}
+
+impl Reading {
+    fn tokens(&self, prompt: &Prompt, life: &Lifetime) -> Result<Vec<u32>> {
+        let Self { model, format, rows, longest } = self;
+        let read = format.render(prompt).and_then(|text| format.encode(&text));
+        let tokens = read.map_err(Error::unreadable(model))?;
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt { model });
+        }
+        rows.iter().try_for_each(|rows| rows.check(&tokens, &format.tokenizer))?;
+        longest.check(model, tokens.len(), life.response)?;
+        Ok(tokens)
+    }
 }
 
 /// All tokens of a hypothesis but the last are cached; the last one is run with the next step.
@@ -262,24 +284,19 @@ impl<B: Backend> Proposer for LocalProposer<B> {
     type Prompt = LocalPrompt;
     type State = LocalState;
 
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<LocalPrompt> {
+    fn reader(&self) -> Reader<LocalPrompt> {
         let formats = std::iter::once(&self.format).chain(self.guidance.iter().map(|g| &g.format));
-        let tokens = formats
-            .enumerate()
-            .map(|(index, format)| {
-                let read = format.render(prompt).and_then(|text| format.encode(&text));
-                let tokens = read.map_err(Error::unreadable(Self::model_name(index)))?;
-                if tokens.is_empty() {
-                    return Err(Error::EmptyPrompt { model: Self::model_name(index) });
-                }
-                let mut rows = self.rows(index).into_iter();
-                rows.try_for_each(|rows| rows.check(&tokens, &format.tokenizer))?;
-                let longest = self.longest(index);
-                longest.check(Self::model_name(index), tokens.len(), life.response)?;
-                Ok(tokens)
-            })
-            .collect::<Result<_>>()?;
-        Ok(LocalPrompt { tokens })
+        let readings = formats.enumerate().map(|(index, format)| Reading {
+            model: Self::model_name(index),
+            format: format.clone(),
+            rows: self.rows(index),
+            longest: self.longest(index),
+        });
+        let readings: Vec<Reading> = readings.collect();
+        Arc::new(move |prompt, life| {
+            let tokens = readings.iter().map(|reading| reading.tokens(prompt, life));
+            Ok(LocalPrompt { tokens: tokens.collect::<Result<_>>()? })
+        })
     }
 
     fn pages_needed(&self, prompt: &LocalPrompt, life: &Lifetime) -> Vec<usize> {

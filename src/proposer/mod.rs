@@ -12,6 +12,8 @@ pub use base::{BasePrompt, BaseProposer, BaseState};
 pub use local::{Guidance, LocalPrompt, LocalProposer, LocalState};
 pub use remote::{ApiKey, Endpoint, RemoteFormat, RemotePrompt, RemoteProposer, RemoteState};
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 pub use crate::kv_cache::Lifetime;
 use crate::philox::Draw;
@@ -173,18 +175,27 @@ impl<S> Draft<'_, S> {
     }
 }
 
+/// Turns a prompt into tokens and checks that it and the lifetime's response fit. It needs no model, so any
+/// thread may call it while the models are at work.
+pub type Reader<T> = Arc<dyn Fn(&Prompt, &Lifetime) -> Result<T> + Send + Sync>;
+
 /// The base model, as search sees it: it forks (clones) states and extends them by a chunk.
 ///
 /// All methods take many searches' states at once, so that they share the steps of the model. A
 /// draft's tokens depend on its own state, settings and random numbers, never on its neighbours.
 pub trait Proposer {
     /// A prompt that has been checked and turned into tokens.
-    type Prompt;
+    type Prompt: Send + Sync + 'static;
     /// What has been cached of one hypothesis. `clone` forks it, `drop` releases it.
     type State: Clone;
 
+    /// What turns prompts into this proposer's.
+    fn reader(&self) -> Reader<Self::Prompt>;
+
     /// Turns a prompt into tokens and checks that it and `life.response` more fit.
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt>;
+    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt> {
+        self.reader()(prompt, life)
+    }
 
     /// Pages that a search needs at most, per pool of this proposer.
     fn pages_needed(&self, prompt: &Self::Prompt, life: &Lifetime) -> Vec<usize>;

@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{self, Frame, Usage};
-use super::engine::{Accepted, Event, Handle, Job, Rejected};
+use super::desk::Handle;
+use super::engine::{Accepted, Event, Job, Rejected};
 use super::gate::{Gate, Pass};
 use super::log::Tally;
 use super::metrics::Metrics;
@@ -113,12 +114,12 @@ impl Api {
         let number = self.answered.fetch_add(1, Ordering::Relaxed);
         let number = format!("{:x}-{number:x}", self.started);
         let frame = Frame::new(&request, &number, now(), model, defaults.guided);
-        let numbered =
-            request.prompts.iter().flat_map(|prompt| vec![prompt; request.n]).enumerate();
-        let jobs = numbered.map(|(index, prompt)| {
-            let mut settings = request.settings.clone();
-            settings.seed = frame.seed(index);
-            Job::Search { prompt: prompt.clone(), settings, watch: request.stream }
+        let seeds: Vec<u64> = (0..request.n).map(|index| frame.seed(index)).collect();
+        let jobs = request.prompts.into_iter().map(|prompt| Job::Search {
+            prompt,
+            settings: request.settings.clone(),
+            seeds: seeds.clone(),
+            watch: request.stream,
         });
         let source = |_| if chat { "messages".to_owned() } else { "prompt".to_owned() };
         let deadline = self.deadline();

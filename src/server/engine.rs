@@ -1,16 +1,17 @@
-//! The one thread that owns the scheduler, and how requests reach it.
+//! The one thread that owns the scheduler.
 //!
-//! A request submits its jobs together: all are taken or none. What happens to them comes back
+//! A request's jobs come together: all are taken or none. What happens to them comes back
 //! over a channel; who drops the receiving end has cancelled them, and their pages are free before
 //! the next tick.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::desk::Inbox;
 use super::gate::Gate;
 use super::log::say;
 use super::metrics::Metrics;
@@ -18,18 +19,23 @@ use super::refusal::Refusal;
 use crate::error::Error;
 use crate::guide::Guide;
 use crate::proposer::Proposer;
-use crate::scheduler::{Finished, Progress, Scheduler};
+use crate::scheduler::{Finished, Progress, Ready, Scheduler};
 use crate::search::{Chunk, Outcome, Settings};
-use crate::text::{Prompt, complete_utf8};
+use crate::text::{Message, Prompt, complete_utf8};
+
+/// Requests that are taken between two ticks at most.
+const PER_TICK: usize = 64;
 
 /// One thing to do.
 pub enum Job {
-    /// A search.
+    /// Searches of one prompt.
     Search {
         /// What to answer.
         prompt: Prompt,
         /// How.
         settings: Settings,
+        /// The seed of each search.
+        seeds: Vec<u64>,
         /// Whether to report text and steps as they come.
         watch: bool,
     },
@@ -45,11 +51,16 @@ pub enum Job {
 }
 
 impl Job {
-    /// W·K
-    fn candidates(&self) -> usize {
+    /// Bytes of all its texts.
+    pub fn bytes(&self) -> usize {
+        let message = |message: &Message| message.role.len() + message.content.len();
+        let prompt = |prompt: &Prompt| match prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Chat(messages) => messages.iter().map(message).sum(),
+        };
         match self {
-            Job::Search { settings, .. } => settings.lifetime().candidates,
-            Job::Given { .. } => 1,
+            Job::Search { prompt: asked, .. } => prompt(asked),
+            Job::Given { prompt: asked, response, .. } => prompt(asked) + response.len(),
         }
     }
 }
@@ -90,34 +101,13 @@ pub enum Rejected {
     Broken(Arc<Error>),
 }
 
-struct Submission {
-    jobs: Vec<Job>,
-    reply: oneshot::Sender<Result<Accepted, Rejected>>,
+/// A request's jobs, whose texts have been read, and whether each is watched.
+pub struct Submission<P: Proposer, G: Guide> {
+    /// The jobs.
+    pub jobs: Vec<(Ready<P, G>, bool)>,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Accepted, Rejected>>,
 }
-
-/// Where requests are handed in. The engine stops when all handles are gone and nothing is left.
-#[derive(Clone)]
-pub struct Handle {
-    submissions: Sender<Submission>,
-}
-
-impl Handle {
-    /// A handle, and the end that [`Engine::run`] takes.
-    pub fn new() -> (Self, Inbox) {
-        let (submissions, inbox) = channel();
-        (Self { submissions }, Inbox(inbox))
-    }
-
-    /// Hands in a request's jobs; none if the engine is gone.
-    pub async fn submit(&self, jobs: Vec<Job>) -> Option<Result<Accepted, Rejected>> {
-        let (reply, answer) = oneshot::channel();
-        self.submissions.send(Submission { jobs, reply }).ok()?;
-        answer.await.ok()
-    }
-}
-
-/// The engine's end of all [`Handle`]s.
-pub struct Inbox(Receiver<Submission>);
 
 /// A job that waits or runs.
 struct Active {
@@ -194,7 +184,14 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
     ///
     /// # Errors
     /// The device's, if it has failed for good; all who came in were told.
-    pub fn run(mut self, Inbox(inbox): Inbox) -> Result<(), Arc<Error>> {
+    pub fn run(mut self, inbox: Inbox) -> Result<(), Arc<Error>>
+    where
+        P: 'static,
+        G: 'static,
+    {
+        let inbox: Receiver<Submission<P, G>> =
+            inbox.read(&self.scheduler.reader(), &self.gate.watch);
+        let watched = self.gate.watch.worker();
         loop {
             if self.active.is_empty() {
                 match inbox.recv() {
@@ -202,19 +199,19 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
                     Err(_) => return self.broken.map_or(Ok(()), Err),
                 }
             }
-            while let Ok(submission) = inbox.try_recv() {
-                self.take(submission);
-            }
+            inbox.try_iter().take(PER_TICK).for_each(|submission| self.take(submission));
             self.drop_cancelled();
             self.show();
             if !self.active.is_empty() {
+                watched.begins();
                 self.tick();
                 self.show();
+                watched.rests();
             }
         }
     }
 
-    fn take(&mut self, Submission { jobs, reply }: Submission) {
+    fn take(&mut self, Submission { jobs, reply }: Submission<P, G>) {
         // Who has gone already needs no answer; who goes now is cancelled before the next tick.
         if !reply.is_closed() {
             let _ = reply.send(self.submit(jobs));
@@ -222,11 +219,12 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
     }
 
     /// Queues all jobs of a request or none.
-    fn submit(&mut self, jobs: Vec<Job>) -> Result<Accepted, Rejected> {
+    fn submit(&mut self, jobs: Vec<(Ready<P, G>, bool)>) -> Result<Accepted, Rejected> {
         if let Some(error) = &self.broken {
             return Err(Rejected::Broken(error.clone()));
         }
-        let candidates = jobs.iter().map(Job::candidates).fold(0, usize::saturating_add);
+        let candidates = jobs.iter().map(|(ready, _)| ready.candidates());
+        let candidates = candidates.fold(0, usize::saturating_add);
         if candidates > self.queue {
             return Err(Rejected::TooMany(candidates, self.queue));
         }
@@ -237,20 +235,11 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
         let (sender, events) = mpsc::unbounded_channel();
         let first = self.next_id;
         let mut prompt_tokens = Vec::with_capacity(jobs.len());
-        for (index, job) in jobs.into_iter().enumerate() {
+        for (index, (ready, watch)) in jobs.into_iter().enumerate() {
             let id = self.next_id;
             self.next_id += 1;
-            let candidates = job.candidates();
-            let (submitted, watch) = match job {
-                Job::Search { prompt, settings, watch } => {
-                    (self.scheduler.submit(id, &prompt, settings), watch)
-                }
-                Job::Given { prompt, response, ended } => {
-                    let given = self.scheduler.submit_given(id, &prompt, response, ended);
-                    (given.map(|()| None), false)
-                }
-            };
-            match submitted {
+            let candidates = ready.candidates();
+            match self.scheduler.submit_ready(id, ready) {
                 Ok(tokens) => prompt_tokens.push(tokens),
                 Err(error) => {
                     (first..id).for_each(|id| {

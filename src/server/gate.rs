@@ -5,12 +5,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, mpsc};
 
 use super::refusal::Refusal;
+use super::watch::Watch;
 
 /// Lets requests in between loading and draining, unless the device fails.
 pub struct Gate {
     state: Mutex<State>,
     opened: Notify,
     failed: Notify,
+    /// Over the threads that do the work.
+    pub watch: Watch,
 }
 
 struct State {
@@ -39,7 +42,12 @@ impl Gate {
     /// Shut until [`Gate::open`].
     pub fn new() -> Self {
         let state = State { phase: Phase::Loading, failure: None };
-        Self { state: Mutex::new(state), opened: Notify::new(), failed: Notify::new() }
+        Self {
+            state: Mutex::new(state),
+            opened: Notify::new(),
+            failed: Notify::new(),
+            watch: Watch::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -10,11 +10,14 @@
 //!     ├ refusal        and what instead of it
 //!     ├ log, origin    a line for each request; pages of other origins
 //!     └ gate           whether anybody is let in
+//!    desk              where requests are handed in, and read on threads of their own
 //!    engine            the thread that owns the scheduler
+//!    watch             whether these threads get on with it
 //! ```
 
 mod answer;
 mod api;
+mod desk;
 mod engine;
 mod fields;
 mod gate;
@@ -26,6 +29,7 @@ mod origin;
 mod refusal;
 mod request;
 mod stdio;
+mod watch;
 mod wire;
 
 pub use api::Options;
@@ -44,7 +48,8 @@ use crate::guide::Guide;
 use crate::proposer::Proposer;
 use crate::scheduler::Scheduler;
 use api::Api;
-use engine::{Engine, Handle, Inbox};
+use desk::{Handle, Inbox};
+use engine::Engine;
 use metrics::Metrics;
 
 /// Tokens between two looks at who came and who went.
@@ -96,7 +101,7 @@ impl Server {
     /// # Errors
     /// The device's, if it has failed for good, after all who were inside have been told. It was
     /// written to stderr when it happened.
-    pub fn run<P: Proposer, G: Guide>(
+    pub fn run<P: Proposer + 'static, G: Guide + 'static>(
         self,
         scheduler: Scheduler<P, G>,
         opened: impl FnOnce(),

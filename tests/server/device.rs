@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 
 use trimtab::error::{Error, Result};
-use trimtab::proposer::{Draft, Lifetime, Prompt, Proposer};
+use trimtab::proposer::{Draft, Proposer, Reader};
 use trimtab::scheduler::Scheduler;
 use trimtab::search::{Method, Shape};
 use trimtab::server::{Defaults, HttpOptions, Limits, Options, Origins};
@@ -18,8 +18,8 @@ impl Proposer for Failing {
     type Prompt = String;
     type State = String;
 
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<String> {
-        self.0.prepare(prompt, life)
+    fn reader(&self) -> Reader<String> {
+        self.0.reader()
     }
 
     fn pages_needed(&self, prompt: &String, life: &Lifetime) -> Vec<usize> {

@@ -2,10 +2,12 @@
 //! of the tokens written so far, so that search can be held against brute force.
 #![allow(dead_code)] // each test file uses a part
 
+use std::sync::Arc;
+
 use trimtab::error::{Error, Result};
-use trimtab::guide::{Guide, Score, Scoring};
+use trimtab::guide::{self, Guide, Score, Scoring};
 use trimtab::kv_cache::Lifetime;
-use trimtab::proposer::{Draft, Finish, Prompt, Proposer, Response, Sampling, StopStrings};
+use trimtab::proposer::{self, Draft, Finish, Prompt, Proposer, Response, Sampling, StopStrings};
 use trimtab::search::Settings;
 
 /// A repeatable number in [0, 1) from a list of tokens.
@@ -69,12 +71,12 @@ impl Proposer for Script {
     type Prompt = String;
     type State = String;
 
-    fn prepare(&self, prompt: &Prompt, _: &Lifetime) -> Result<String> {
-        match prompt {
+    fn reader(&self) -> proposer::Reader<String> {
+        Arc::new(|prompt, _| match prompt {
             Prompt::Text(text) if text.is_empty() => Err(Error::EmptyPrompt { model: "base" }),
             Prompt::Text(text) => Ok(text.clone()),
             Prompt::Chat(_) => unreachable!("the tests give texts"),
-        }
+        })
     }
 
     fn pages_needed(&self, prompt: &String, life: &Lifetime) -> Vec<usize> {
@@ -137,8 +139,8 @@ impl Proposer for Typist {
     type Prompt = ();
     type State = ();
 
-    fn prepare(&self, _: &Prompt, _: &Lifetime) -> Result<()> {
-        Ok(())
+    fn reader(&self) -> proposer::Reader<()> {
+        Arc::new(|_, _| Ok(()))
     }
 
     fn pages_needed(&self, _: &(), _: &Lifetime) -> Vec<usize> {
@@ -206,8 +208,8 @@ impl Guide for Judge {
     type Prompt = ();
     type State = Vec<u32>;
 
-    fn prepare(&self, _: &Prompt, _: &Lifetime) -> Result<()> {
-        Ok(())
+    fn reader(&self) -> guide::Reader<()> {
+        Arc::new(|_, _, _| Ok(()))
     }
 
     fn pages_needed(&self, _: &(), _: &Lifetime) -> Vec<usize> {

@@ -3,9 +3,9 @@
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::guide::{Guide, PairGuide, Score, Scoring};
+use crate::guide::{self, Guide, PairGuide, Score, Scoring};
 use crate::kv_cache::Lifetime;
-use crate::proposer::{Draft, LocalProposer, Prompt, Proposer};
+use crate::proposer::{self, Draft, LocalProposer, Proposer};
 
 /// A proposer or a guide. Each waits for the queues that it has.
 pub struct Waiting<T> {
@@ -16,8 +16,8 @@ impl<B: Backend> Proposer for Waiting<LocalProposer<B>> {
     type Prompt = <LocalProposer<B> as Proposer>::Prompt;
     type State = <LocalProposer<B> as Proposer>::State;
 
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt> {
-        self.inner.prepare(prompt, life)
+    fn reader(&self) -> proposer::Reader<Self::Prompt> {
+        self.inner.reader()
     }
 
     fn pages_needed(&self, prompt: &Self::Prompt, life: &Lifetime) -> Vec<usize> {
@@ -47,8 +47,8 @@ impl<B: Backend> Guide for Waiting<PairGuide<B>> {
     type Prompt = <PairGuide<B> as Guide>::Prompt;
     type State = <PairGuide<B> as Guide>::State;
 
-    fn prepare(&self, prompt: &Prompt, life: &Lifetime) -> Result<Self::Prompt> {
-        self.inner.prepare(prompt, life)
+    fn reader(&self) -> guide::Reader<Self::Prompt> {
+        self.inner.reader()
     }
 
     fn pages_needed(&self, prompt: &Self::Prompt, life: &Lifetime) -> Vec<usize> {

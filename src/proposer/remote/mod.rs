@@ -20,7 +20,7 @@ use std::time::Duration;
 
 pub use client::{ApiKey, Endpoint};
 
-use super::{Draft, Finish, Lifetime, Prompt, Proposer, Unfinished};
+use super::{Draft, Finish, Lifetime, Prompt, Proposer, Reader, Unfinished};
 use crate::error::{Error, Result};
 use crate::philox::Draw;
 use crate::text::{PromptFormat, PromptText, Template};
@@ -135,12 +135,9 @@ impl RemoteProposer {
     }
 }
 
-impl Proposer for RemoteProposer {
-    type Prompt = RemotePrompt;
-    type State = RemoteState;
-
-    fn prepare(&self, prompt: &Prompt, _: &Lifetime) -> Result<RemotePrompt> {
-        let (text, tokens) = match (&self.format, prompt) {
+impl RemoteFormat {
+    fn read(&self, prompt: &Prompt) -> Result<RemotePrompt> {
+        let (text, tokens) = match (self, prompt) {
             (RemoteFormat::Template(template), Prompt::Text(text)) => {
                 (PromptText { text: template.render(text), is_chat: false }, None)
             }
@@ -159,6 +156,16 @@ impl Proposer for RemoteProposer {
             return Err(Error::EmptyPrompt { model: "base" });
         }
         Ok(RemotePrompt { text, tokens })
+    }
+}
+
+impl Proposer for RemoteProposer {
+    type Prompt = RemotePrompt;
+    type State = RemoteState;
+
+    fn reader(&self) -> Reader<RemotePrompt> {
+        let format = self.format.clone();
+        Arc::new(move |prompt, _| format.read(prompt))
     }
 
     fn pages_needed(&self, _: &RemotePrompt, _: &Lifetime) -> Vec<usize> {
