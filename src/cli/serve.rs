@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::kv_cache::Lifetime;
 use crate::scheduler::Scheduler;
 use crate::search::Settings;
-use crate::server::{Defaults, HttpOptions, Limits, Options, Origin, Origins, Server, say};
+use crate::server::{Defaults, HostName, Hosts, HttpOptions, Limits, Options};
+use crate::server::{Origin, Origins, Server, say};
 use crate::text::Prompt;
 
 /// A prompt that every model can read.
@@ -81,6 +82,11 @@ pub struct Args {
     /// may be repeated
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<Origin>,
+    /// Take requests that call this server by this name, besides localhost, 127.0.0.1 and [::1]: without a key on
+    /// an address of this machine alone, no others are taken, so that no web page can ask under its own name; may
+    /// be repeated
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<HostName>,
     /// Write a line to stderr for each request to the API, with nothing of prompts and answers in it
     #[arg(long)]
     log_requests: bool,
@@ -233,19 +239,44 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
     first.copied().ok_or_else(|| refuse("the name is known, but without one"))
 }
 
+/// The names under which requests are taken, where these are not all.
+fn hosts(
+    host: &str,
+    address: SocketAddr,
+    mut allowed: Vec<HostName>,
+    has_key: bool,
+) -> Option<Hosts> {
+    if allowed.is_empty() && (has_key || !address.ip().is_loopback()) {
+        return None;
+    }
+    allowed.push(address.ip().into());
+    allowed.extend(host.parse());
+    Some(Hosts(allowed))
+}
+
 pub fn run(args: Args) -> Result<Done> {
-    let Args { host, port, api_key, max_connections, allow_origin, log_requests, backend } = args;
+    let Args {
+        host,
+        port,
+        api_key,
+        max_connections,
+        allow_origin,
+        allow_host,
+        log_requests,
+        backend,
+    } = args;
     require_at_least_one(&[("--max-connections", max_connections)])?;
     if api_key.as_deref() == Some("") {
         return Err(Error::flag("--api-key", "must not be empty; leave it out to need none"));
     }
+    let address = resolve(&host, port)?;
     let http = HttpOptions {
+        hosts: hosts(&host, address, allow_host, api_key.is_some()),
         api_key,
         connections: max_connections,
         origins: Origins(allow_origin),
         log: log_requests,
     };
-    let address = resolve(&host, port)?;
     backend.run(|options| {
         let (server, address) = Server::http(address, http, options)?;
         say(format_args!("listening on http://{address}"));

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -24,6 +25,7 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
 use super::api::{Api, Reply, takes_body};
+use super::host::{self, Hosts};
 use super::log::{Tally, say};
 use super::origin::{Origins, preflight};
 use super::refusal::Refusal;
@@ -50,6 +52,8 @@ pub struct HttpOptions {
     pub connections: usize,
     /// Pages that may ask from a browser, besides the server's own.
     pub origins: Origins,
+    /// The names under which it may be asked, where it does not take all.
+    pub hosts: Option<Hosts>,
     /// Whether to write a line to stderr for each request.
     pub log: bool,
 }
@@ -157,7 +161,23 @@ fn router(site: Site) -> Router {
         .route("/page.css", page("text/css; charset=utf-8", include_str!("page/page.css")))
         .route("/page.js", page("text/javascript; charset=utf-8", include_str!("page/page.js")))
         .fallback(answer)
+        .layer(from_fn_with_state(site.clone(), guard))
         .with_state(site)
+}
+
+/// Refuses requests that are not meant for this server, and protects its pages.
+async fn guard(State(site): State<Site>, request: Request, next: Next) -> Response {
+    let hosts = site.options.hosts.as_ref();
+    let mut response = match host::check(hosts, request.version(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => {
+            let mut booking = Booking::new(&site, &request);
+            booking.status = refusal.status;
+            refuse(&refusal)
+        }
+    };
+    host::protect(&mut response);
+    response
 }
 
 /// Books a request when it has been answered, or given up.
@@ -168,6 +188,20 @@ struct Booking {
     status: u16,
     tally: Tally,
     started: Instant,
+}
+
+impl Booking {
+    fn new(site: &Site, request: &Request) -> Self {
+        Self {
+            site: site.clone(),
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            // Unless it is answered, it was given up.
+            status: Refusal::cancelled().status,
+            tally: Tally::default(),
+            started: Instant::now(),
+        }
+    }
 }
 
 impl Drop for Booking {
@@ -208,15 +242,7 @@ async fn answer(State(site): State<Site>, request: Request) -> Response {
 }
 
 async fn answer_booked(site: &Site, request: Request) -> Response {
-    let mut booking = Booking {
-        site: site.clone(),
-        method: request.method().clone(),
-        path: request.uri().path().to_owned(),
-        // Unless it is answered, it was given up.
-        status: Refusal::cancelled().status,
-        tally: Tally::default(),
-        started: Instant::now(),
-    };
+    let mut booking = Booking::new(site, &request);
     match reply(site, request, &booking.tally).await {
         Ok(reply) => {
             booking.status = 200;
@@ -255,8 +281,13 @@ async fn reply(site: &Site, request: Request, tally: &Tally) -> Result<Reply, Re
         Method::POST if takes_body => {
             let kind = request.headers().get(header::CONTENT_TYPE);
             let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-            if kind.split(';').next().unwrap_or_default().trim() != "application/json" {
+            let kind = kind.split(';').next().unwrap_or_default().trim();
+            if !kind.eq_ignore_ascii_case("application/json") {
                 return Err(Refusal::not_json());
+            }
+            let encodings = request.headers().get_all(header::CONTENT_ENCODING);
+            if !encodings.iter().all(|name| name.as_bytes().eq_ignore_ascii_case(b"identity")) {
+                return Err(Refusal::encoded());
             }
             let body = read(request.into_body(), api.options().limits.body);
             let body = timeout(PATIENCE, body).await.map_err(|_| Refusal::too_slow())??;
@@ -271,7 +302,9 @@ async fn reply(site: &Site, request: Request, tally: &Tally) -> Result<Reply, Re
 /// Whether a client has the key. Takes as long for an almost right one as for a wrong one.
 fn knows(headers: &HeaderMap, key: &str) -> bool {
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let bearer = |(scheme, _): &(&str, &str)| scheme.eq_ignore_ascii_case("Bearer");
+    let given = given.and_then(|value| value.split_once(' ')).filter(bearer);
+    let given = given.map_or("", |(_, key)| key.trim_start_matches(' '));
     let differences = given.bytes().zip(key.bytes()).fold(0, |sum, (a, b)| sum | (a ^ b));
     given.len() == key.len() && differences == 0
 }

@@ -8,7 +8,8 @@
 //!     ├ fields, number what is taken although it says nothing; whole numbers
 //!     ├ answer         what is said: OpenAI's objects
 //!     ├ refusal        and what instead of it
-//!     ├ log, origin    a line for each request; pages of other origins
+//!     ├ log            a line for each request
+//!     ├ origin, host   pages of other origins; the names that a server goes by
 //!     └ gate           whether anybody is let in
 //!    desk              where requests are handed in, and read on threads of their own
 //!    engine            the thread that owns the scheduler
@@ -21,6 +22,7 @@ mod desk;
 mod engine;
 mod fields;
 mod gate;
+mod host;
 mod http;
 mod log;
 mod metrics;
@@ -33,6 +35,7 @@ mod watch;
 mod wire;
 
 pub use api::Options;
+pub use host::{HostName, Hosts};
 pub use http::HttpOptions;
 pub use log::say;
 pub use number::{Seed, TopK};

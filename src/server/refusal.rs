@@ -46,6 +46,17 @@ impl Refusal {
         Self { code: Some("invalid_api_key"), ..refusal }
     }
 
+    /// 403: the request names a host that this server does not go by.
+    pub fn unknown_host(host: &str) -> Self {
+        let message = format!(
+            "the header Host is {host:?}, but without an API key this server takes only localhost, 127.0.0.1 and \
+             [::1], so that no web page can use it under another name; ask it by one of these, or start it with \
+             --allow-host NAME"
+        );
+        let refusal = Self::new(403, "invalid_request_error", message);
+        Self { code: Some("unknown_host"), ..refusal }
+    }
+
     /// 404
     pub fn not_found(what: impl std::fmt::Display) -> Self {
         Self::new(404, "invalid_request_error", format!("there is no {what} here"))
@@ -77,6 +88,13 @@ impl Refusal {
     /// 415
     pub fn not_json() -> Self {
         let message = "the request must be JSON: send the header Content-Type: application/json";
+        Self::new(415, "invalid_request_error", message)
+    }
+
+    /// 415: the body is compressed.
+    pub fn encoded() -> Self {
+        let message =
+            "the request's body must be sent as it is: leave out the header Content-Encoding";
         Self::new(415, "invalid_request_error", message)
     }
 

@@ -49,8 +49,13 @@ impl Proposer for Failing {
 
 /// A server in this process, and what it ends with.
 fn start() -> (SocketAddr, JoinHandle<Result<(), String>>) {
-    let http =
-        HttpOptions { api_key: None, connections: 10, origins: Origins::default(), log: false };
+    let http = HttpOptions {
+        api_key: None,
+        connections: 10,
+        origins: Origins::default(),
+        hosts: None,
+        log: false,
+    };
     let options = Options {
         model: "script".into(),
         defaults: Defaults {

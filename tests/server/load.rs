@@ -184,7 +184,7 @@ fn slow_and_broken_clients_disturb_nobody() {
         b"\x16\x03\x01\x02\x00",
         b"GET\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{",
         b"GET / HTTP/9.9\r\n\r\n",
     ];
     for bytes in garbage {
@@ -200,7 +200,7 @@ fn slow_and_broken_clients_disturb_nobody() {
     // A keep-alive connection takes several requests.
     let mut stream = client::connect(server.address);
     for _ in 0..3 {
-        stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let mut head = [0; 15];
         stream.read_exact(&mut head).unwrap();
         assert_eq!(&head, b"HTTP/1.1 200 OK");

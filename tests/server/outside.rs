@@ -114,3 +114,115 @@ fn a_host_may_be_a_name() {
     assert!(server.address.ip().is_loopback(), "{}", server.address);
     assert_eq!(server.get("/health").status, 200);
 }
+
+/// The bytes of a request with exactly these headers.
+fn raw(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
+    headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    if method == "POST" {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
+    [(head + "\r\n").as_bytes(), body].concat()
+}
+
+/// Goal: a web page whose name is made to point here (DNS rebinding) gets nothing from a server without a key; a
+/// server with a key, or one that is told a name, is asked by that name.
+#[test]
+fn only_names_of_this_machine_are_taken_without_a_key() {
+    let ask = |server: &Server, path: &str, host: &str| {
+        client::send(server.address, &raw("GET", path, &[("Host", host)], b""))
+    };
+    let own = ["localhost", "LocalHost:8000", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:8000"];
+    let others = [
+        "evil.example",
+        "evil.example:8000",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "::1",
+        "127.0.0.2",
+        "localhost:evil",
+        "box.example.org",
+        "",
+    ];
+    let server = Server::start(&[]);
+    for path in ["/v1/models", "/", "/metrics"] {
+        for host in own {
+            assert_eq!(ask(&server, path, host).status, 200, "{host} {path}");
+        }
+        for host in others {
+            let answer = ask(&server, path, host);
+            assert_eq!(answer.status, 403, "{host} {path}");
+            assert!(answer.message().contains("--allow-host"), "{}", answer.text());
+            assert_eq!(answer.json()["error"]["code"], "unknown_host");
+        }
+    }
+    let refused = "trimtab_requests_total{path=\"/v1/models\",status=\"403\"}";
+    assert_eq!(server.metric(refused), others.len() as f64);
+
+    let named = Server::start(&["--allow-host", "Box.example.org", "--allow-host", "[fe80::1]"]);
+    for (host, status) in [
+        ("box.example.org:80", 200),
+        ("[fe80::1]:80", 200),
+        ("localhost", 200),
+        ("evil.example", 403),
+    ] {
+        assert_eq!(ask(&named, "/v1/models", host).status, status, "{host}");
+    }
+    let keyed = Server::start(&["--api-key", "secret"]);
+    assert_eq!(ask(&keyed, "/health", "box.example.org").status, 200);
+    for name in ["http://x", "x:80", "", "x/y"] {
+        let args = [&["--port", "0", "--allow-host", name][..]].concat();
+        let output = trimtab().arg("serve").args(models()).args(args).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains("must be a name or an address"), "{error}");
+    }
+}
+
+/// Goal: no other page can hold this one in a frame, and none of its parts comes from elsewhere.
+#[test]
+fn browsers_are_told_what_a_page_may_do() {
+    let server = Server::start(&[]);
+    for path in ["/", "/page.js", "/page.css", "/v1/models", "/nowhere"] {
+        let answer = server.get(path);
+        let policy = answer.header("content-security-policy").unwrap();
+        for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
+            assert!(policy.contains(part), "{policy}");
+        }
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{path}");
+        assert_eq!(answer.header("x-frame-options"), Some("DENY"), "{path}");
+    }
+}
+
+/// Goal: names that have no case in HTTP are read so, and what HTTP forbids or this server cannot read is refused.
+#[test]
+fn headers_are_read_as_http_has_them() {
+    let server = Server::start(&["--api-key", "secret"]);
+    let body = br#"{"prompt":"The film","max_tokens":2}"#;
+    let (host, json) = (("Host", "localhost"), ("Content-Type", "application/json"));
+    let key = ("Authorization", "Bearer secret");
+    for (headers, status) in [
+        (
+            &[
+                host,
+                ("Content-Type", "Application/JSON; charset=utf-8"),
+                ("Authorization", "bearer secret"),
+            ][..],
+            200,
+        ),
+        (&[host, json, ("Authorization", "BEARER  secret")], 200),
+        (&[host, json, ("Authorization", "Basic secret")], 401),
+        (&[host, json, ("Authorization", "Bearersecret")], 401),
+        (&[host, json, key, ("Content-Encoding", "Identity")], 200),
+        (&[host, json, key, ("Content-Encoding", "gzip")], 415),
+        (&[host, json, key, ("Content-Encoding", "identity"), ("Content-Encoding", "br")], 415),
+        (&[host, ("Content-Type", "text/json"), key], 415),
+        (&[json, key], 400),
+        (&[host, host, json, key], 400),
+        (&[host, ("Host", "evil.example"), json, key], 400),
+    ] {
+        let answer = client::send(server.address, &raw("POST", "/v1/completions", headers, body));
+        assert_eq!(answer.status, status, "{headers:?} {}", answer.text());
+    }
+    let old = b"GET /health HTTP/1.0\r\n\r\n";
+    assert_eq!(client::send(server.address, old).status, 200, "HTTP/1.0 has no Host");
+}
