@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use toy::{Judge, Pick, Script, settings};
 use trimtab::error::Result;
 use trimtab::kv_cache::{PagePool, Sequence};
-use trimtab::proposer::{Draft, Prompt, Proposer, Reader, StopStrings};
+use trimtab::proposer::{Draft, Lifetime, Prompt, Proposer, Reader, StopStrings};
 use trimtab::scheduler::Scheduler;
 use trimtab::search::{Outcome, Settings};
 

@@ -1,6 +1,7 @@
 //! `trimtab serve` and `trimtab stdio`
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::settings::SearchArgs;
 use super::stdout;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::folder::read_file;
 use crate::kv_cache::Lifetime;
 use crate::scheduler::Scheduler;
 use crate::search::Settings;
@@ -22,6 +24,9 @@ use crate::text::Prompt;
 
 /// A prompt that every model can read.
 const PLAINEST: &str = "The";
+
+/// More bytes than a file with a key has.
+const MAX_KEY_FILE: u64 = 1 << 16;
 
 /// What is served, and to what extent.
 #[derive(clap::Args, Clone, Debug)]
@@ -60,6 +65,9 @@ pub struct BackendArgs {
     /// A request may take this long
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
+    /// /health is 503 when there is work and no step of the models has ended for this long
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    stall_timeout: u64,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -75,6 +83,9 @@ pub struct Args {
     /// Refuse requests to /v1 without this key
     #[arg(long, value_name = "KEY", env = "TRIMTAB_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
+    /// The same with a key that is the first line of this file: other users of the machine can read a command line
+    #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
+    api_key_file: Option<PathBuf>,
     /// Connections at the same time; more wait to be accepted
     #[arg(long, value_name = "N", default_value_t = 1000)]
     max_connections: usize,
@@ -114,6 +125,7 @@ impl BackendArgs {
             ("--max-tokens", self.max_tokens),
             ("--max-answers", self.max_answers),
             ("--timeout", self.timeout as usize),
+            ("--stall-timeout", self.stall_timeout as usize),
         ];
         require_at_least_one(&at_least_one)?;
         self.require_own_limits(settings)?;
@@ -136,6 +148,7 @@ impl BackendArgs {
             },
             queue: self.queue,
             timeout: Duration::from_secs(self.timeout),
+            stall_timeout: Duration::from_secs(self.stall_timeout),
         })
     }
 
@@ -239,6 +252,23 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
     first.copied().ok_or_else(|| refuse("the name is known, but without one"))
 }
 
+/// The key in a file: its first line.
+fn read_key(path: &Path) -> Result<String> {
+    let refuse =
+        |reason: &str| Error::flag("--api-key-file", format!("{} {reason}", path.display()));
+    let bytes = read_file(path, MAX_KEY_FILE)?.ok_or_else(|| refuse("is not there"))?;
+    let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default().trim_ascii();
+    let key =
+        std::str::from_utf8(line).ok().filter(|key| key.bytes().all(|b| b.is_ascii_graphic()));
+    let key = key.ok_or_else(|| {
+        refuse("has characters in its first line, the key, that no header can hold, or spaces")
+    })?;
+    if key.is_empty() {
+        return Err(refuse("must have the key in its first line, which is empty"));
+    }
+    Ok(key.to_owned())
+}
+
 /// The names under which requests are taken, where these are not all.
 fn hosts(
     host: &str,
@@ -259,6 +289,7 @@ pub fn run(args: Args) -> Result<Done> {
         host,
         port,
         api_key,
+        api_key_file,
         max_connections,
         allow_origin,
         allow_host,
@@ -269,6 +300,10 @@ pub fn run(args: Args) -> Result<Done> {
     if api_key.as_deref() == Some("") {
         return Err(Error::flag("--api-key", "must not be empty; leave it out to need none"));
     }
+    let api_key = match api_key_file {
+        Some(path) => Some(read_key(&path)?),
+        None => api_key,
+    };
     let address = resolve(&host, port)?;
     let http = HttpOptions {
         hosts: hosts(&host, address, allow_host, api_key.is_some()),

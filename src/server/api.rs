@@ -31,6 +31,8 @@ pub struct Options {
     pub queue: usize,
     /// How long a request may take.
     pub timeout: Duration,
+    /// How long a thread may be at one piece of work before the server calls itself unwell.
+    pub stall_timeout: Duration,
 }
 
 /// Answers requests.
@@ -85,7 +87,7 @@ impl Api {
     pub fn get(&self, path: &str) -> Result<Reply, Refusal> {
         let model = || answer::model(&self.options.model, self.started);
         match path {
-            "/health" => self.gate.health().map(|()| Reply::Json(json!({ "status": "ok" }))),
+            "/health" => self.health().map(|()| Reply::Json(json!({ "status": "ok" }))),
             "/ready" => self.gate.enter().map(|_| Reply::Json(json!({ "status": "ready" }))),
             "/metrics" => Ok(Reply::Text(OPEN_METRICS, self.metrics.text())),
             "/v1/models" => Ok(Reply::Json(json!({ "object": "list", "data": [model()] }))),
@@ -95,6 +97,14 @@ impl Api {
                 None => Err(Refusal::not_found(path)),
             },
         }
+    }
+
+    /// Whether it makes sense to wait for this server.
+    fn health(&self) -> Result<(), Refusal> {
+        self.gate.health()?;
+        let limit = self.options.stall_timeout;
+        let stalled = self.gate.watch.longest() > limit;
+        if stalled { Err(Refusal::stalled(limit.as_secs())) } else { Ok(()) }
     }
 
     /// A request with a body; `tally` counts what it is answered with.

@@ -12,6 +12,7 @@ pub struct Gate {
     state: Mutex<State>,
     opened: Notify,
     failed: Notify,
+    stopped: Notify,
     /// Over the threads that do the work.
     pub watch: Watch,
 }
@@ -20,6 +21,8 @@ struct State {
     phase: Phase,
     /// What everybody is told once the device has failed for good.
     failure: Option<Refusal>,
+    /// Somebody wants the server to end.
+    stopping: bool,
 }
 
 enum Phase {
@@ -41,11 +44,12 @@ pub struct Pass {
 impl Gate {
     /// Shut until [`Gate::open`].
     pub fn new() -> Self {
-        let state = State { phase: Phase::Loading, failure: None };
+        let state = State { phase: Phase::Loading, failure: None, stopping: false };
         Self {
             state: Mutex::new(state),
             opened: Notify::new(),
             failed: Notify::new(),
+            stopped: Notify::new(),
             watch: Watch::default(),
         }
     }
@@ -83,6 +87,20 @@ impl Gate {
         let failed = self.failed.notified();
         if self.health().is_ok() {
             failed.await;
+        }
+    }
+
+    /// Asks for the end, once the last requests are answered.
+    pub fn stop(&self) {
+        self.state().stopping = true;
+        self.stopped.notify_waiters();
+    }
+
+    /// Waits for [`Gate::stop`].
+    pub async fn stopped(&self) {
+        let stopped = self.stopped.notified();
+        if !self.state().stopping {
+            stopped.await;
         }
     }
 

@@ -19,7 +19,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
@@ -29,6 +28,7 @@ use super::host::{self, Hosts};
 use super::log::{Tally, say};
 use super::origin::{Origins, preflight};
 use super::refusal::Refusal;
+use super::signals;
 
 /// Threads that talk to clients; the searches have their own.
 const THREADS: usize = 2;
@@ -66,6 +66,7 @@ struct Site {
 
 /// Answers requests until a signal says to stop, and then the last ones.
 pub fn serve(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
+    signals::heed(api.gate.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("http")
@@ -121,33 +122,17 @@ async fn listen(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
     let _ = timeout(GOODBYE, graceful.shutdown()).await;
 }
 
-/// Ends once a signal has come, or the device has failed, and all requests are answered, or a
-/// further signal has come.
+/// Ends once a signal has come, or the device has failed, and all requests are answered.
 async fn stopped(api: &Api) {
-    let both = signal(SignalKind::terminate())
-        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
-    let mut signals = both.ok();
-    let mut signalled = async || match &mut signals {
-        Some((terminate, interrupt)) => {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        }
-        // Then a signal kills, as it does without a handler.
-        None => std::future::pending().await,
-    };
     tokio::select! {
-        () = signalled() => {
-            say("answering the last requests; a second signal stops at once");
-        }
+        () = api.gate.stopped() => {}
         () = api.gate.failed() => {
             say("ending: the device works again only for a new process");
         }
     }
-    tokio::select! {
-        was_open = api.gate.drain() => if !was_open {
-            // The engine is not there yet, and loading cannot be interrupted.
-            std::process::exit(0);
-        },
-        () = signalled() => {}
+    if !api.gate.drain().await {
+        // The engine is not there yet, and loading cannot be interrupted.
+        std::process::exit(0);
     }
 }
 

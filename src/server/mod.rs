@@ -13,7 +13,7 @@
 //!     └ gate           whether anybody is let in
 //!    desk              where requests are handed in, and read on threads of their own
 //!    engine            the thread that owns the scheduler
-//!    watch             whether these threads get on with it
+//!    watch, signals    whether these threads get on with it; when to end
 //! ```
 
 mod answer;
@@ -30,6 +30,7 @@ mod number;
 mod origin;
 mod refusal;
 mod request;
+mod signals;
 mod stdio;
 mod watch;
 mod wire;

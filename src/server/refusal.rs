@@ -121,6 +121,14 @@ impl Refusal {
         Self { code: Some("device_failed"), ..Self::unavailable(&message) }
     }
 
+    /// 503: there is work, but none is done.
+    pub fn stalled(seconds: u64) -> Self {
+        let message = format!(
+            "there is work, but no step of the models, and no prompt that is read, has been done with for {seconds} s"
+        );
+        Self { code: Some("stalled"), ..Self::unavailable(&message) }
+    }
+
     /// 504: it took longer than the server allows.
     pub fn timeout(seconds: u64) -> Self {
         let message = format!("there was no answer within {seconds} s, the server's limit");

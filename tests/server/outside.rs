@@ -226,3 +226,35 @@ fn headers_are_read_as_http_has_them() {
     let old = b"GET /health HTTP/1.0\r\n\r\n";
     assert_eq!(client::send(server.address, old).status, 200, "HTTP/1.0 has no Host");
 }
+
+/// Goal: a key can come from a file, where no other user of the machine reads it.
+#[test]
+fn a_key_may_come_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key");
+    let file = path.to_str().unwrap();
+    std::fs::write(&path, " secret \r\nnot this\n").unwrap();
+    let server = Server::start(&["--api-key-file", file]);
+    for (key, status) in [("Bearer secret", 200), ("Bearer not this", 401), ("Bearer ", 401)] {
+        let bytes = client::request("GET", "/v1/models", &[("Authorization", key)], b"");
+        assert_eq!(client::send(server.address, &bytes).status, status, "{key}");
+    }
+    let refused = |args: &[&str], part: &str| {
+        let flags = [&["serve", "--port", "0"], args].concat();
+        let output = trimtab().args(flags).args(models()).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && error.contains(part), "{args:?} {error}");
+    };
+    refused(&["--api-key-file", file, "--api-key", "other"], "cannot be used with");
+    for (content, part) in [
+        (&b"\nsecret\n"[..], "is empty"),
+        (b"", "is empty"),
+        (b"a b", "no header"),
+        (b"\xff", "no header"),
+    ] {
+        std::fs::write(&path, content).unwrap();
+        refused(&["--api-key-file", file], part);
+    }
+    refused(&["--api-key-file", folder.path().join("none").to_str().unwrap()], "is not there");
+    refused(&["--api-key-file", folder.path().to_str().unwrap()], "is not a file");
+}
