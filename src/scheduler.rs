@@ -4,11 +4,12 @@
 //! those that have reached it are scored together, selected from, and either done or forked
 //! again. New searches join between ticks, and cancelled ones leave. A search is admitted when
 //! all pages that it may ever need are free, so nothing is preempted or stuck halfway; the first
-//! one waiting is never overtaken. What a search answers does not depend on who else is running.
+//! one waiting is overtaken by small ones at most, within a bound (share.rs). What a search answers does not depend on who else is running.
 //!
 //! A response that somebody else wrote can be scored too: a search with nothing to propose.
 
 mod ready;
+mod share;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::proposer::{Finish, Prompt, Proposer, Response};
 use crate::search::{Chunk, Outcome, Search, Settings};
 use ready::Task;
 pub use ready::{Reader, Ready};
+use share::{ALONE, CROWD, Room};
 
 /// Runs searches on one proposer and one guide.
 pub struct Scheduler<P: Proposer, G: Guide> {
@@ -28,6 +30,10 @@ pub struct Scheduler<P: Proposer, G: Guide> {
     in_flight: usize,
     /// Tokens that a tick adds to a candidate at most.
     stride: usize,
+    /// Whether small searches may overtake large ones.
+    small_first: bool,
+    /// Ticks of small searches alone since the last one of all.
+    alone: usize,
     waiting: VecDeque<Waiting<P, G>>,
     running: Vec<Running<P, G>>,
     spent: Spent,
@@ -42,6 +48,8 @@ struct Waiting<P: Proposer, G: Guide> {
 struct Running<P: Proposer, G: Guide> {
     id: usize,
     pages: Pages,
+    small: bool,
+    overtook: bool,
     work: Work<P, G>,
 }
 
@@ -106,6 +114,8 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
             guide,
             in_flight,
             stride: usize::MAX,
+            small_first: false,
+            alone: 0,
             waiting: VecDeque::new(),
             running: Vec::new(),
             spent: Spent::default(),
@@ -117,6 +127,11 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
     pub fn with_stride(self, stride: usize) -> Self {
         assert!(stride > 0, "nothing would ever advance");
         Self { stride, ..self }
+    }
+
+    /// The same with room kept for small searches, which overtake large ones there. The answers are the same.
+    pub fn with_small_first(self) -> Self {
+        Self { small_first: true, ..self }
     }
 
     /// The base model.
@@ -242,11 +257,12 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         let started = Instant::now();
         self.admit()?;
         let admitted = Instant::now();
-        self.extend()?;
+        let alone = self.are_small_ones_alone();
+        self.extend(alone)?;
         self.spent.prefill += admitted - started;
         self.spent.expand += admitted.elapsed();
         let mut finished = self.advance();
-        finished.extend(self.score()?);
+        finished.extend(self.score(alone)?);
         Ok(finished)
     }
 
@@ -266,55 +282,91 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         reserved
     }
 
-    /// Starts waiting searches, in order, as long as their pages are free.
-    fn admit(&mut self) -> Result<()> {
-        let mut free: Pages = self
-            .capacity()
-            .iter()
-            .zip(self.reserved())
-            .map(|(all, reserved)| all - reserved)
-            .collect();
-        let mut admitted = Vec::new();
-        while let Some(next) = self.waiting.front()
-            && self.running.len() + admitted.len() < self.in_flight
-            && next.pages.iter().zip(&free).all(|(needed, free)| needed <= free)
-        {
-            for (free, needed) in free.iter_mut().zip(&next.pages) {
-                *free -= needed;
-            }
-            admitted.extend(self.waiting.pop_front());
+    /// Takes from those that wait who may start: in order, as long as there is room, and small ones from further
+    /// behind into room of their own. Each with whether it has overtaken others.
+    fn next(&mut self) -> Vec<(Waiting<P, G>, bool)> {
+        let capacity = self.capacity();
+        let mut room = Room::in_order(self.in_flight, &capacity, self.small_first);
+        let mut small = Room::to_overtake(self.in_flight, &capacity);
+        for running in &self.running {
+            let room = if running.overtook { &mut small } else { &mut room };
+            room.give(&running.pages);
         }
+        let mut next = Vec::new();
+        while self.waiting.front().is_some_and(|first| room.take(&first.pages)) {
+            next.extend(self.waiting.pop_front().map(|first| (first, false)));
+        }
+        let Some(first) = self.waiting.front() else { return next };
+        let most = Room::in_order(self.in_flight, &capacity, self.small_first).pages;
+        if first.pages.iter().zip(&most).any(|(needed, most)| needed > most) {
+            // It needs what is kept for small ones too: none overtakes it, and it starts when all are done.
+            if self.running.is_empty() && next.is_empty() {
+                next.extend(self.waiting.pop_front().map(|first| (first, false)));
+            }
+            return next;
+        }
+        if self.small_first {
+            let mut index = 0;
+            while let Some(waiting) = self.waiting.get(index) {
+                if waiting.ready.is_small() && small.take(&waiting.pages) {
+                    next.extend(self.waiting.remove(index).map(|waiting| (waiting, true)));
+                } else {
+                    index += 1;
+                }
+            }
+        }
+        next
+    }
+
+    /// Starts waiting searches.
+    fn admit(&mut self) -> Result<()> {
+        let admitted = self.next();
         if admitted.is_empty() {
             return Ok(());
         }
         let prompts: Vec<_> = admitted
             .iter()
-            .filter_map(|waiting| match &waiting.ready.task {
+            .filter_map(|(waiting, _)| match &waiting.ready.task {
                 Task::Search { proposer, .. } => Some(&**proposer),
                 Task::Given(_) => None,
             })
             .collect();
         let mut proposer = self.proposer.open(&prompts)?.into_iter();
-        let prompts: Vec<_> = admitted.iter().map(|waiting| &*waiting.ready.guide).collect();
+        let prompts: Vec<_> = admitted.iter().map(|(waiting, _)| &*waiting.ready.guide).collect();
         let guide = self.guide.open(&prompts)?;
-        for (Waiting { id, pages, ready }, guide) in admitted.into_iter().zip(guide) {
+        for ((Waiting { id, pages, ready }, overtook), guide) in admitted.into_iter().zip(guide) {
+            let small = ready.is_small();
             let work = match ready.task {
                 Task::Given(response) => Work::Given { guide, response },
-                Task::Search { settings, stream, .. } => {
+                Task::Search { settings, stream, traced, .. } => {
                     let proposer = proposer.next().expect("a state for each prompt");
-                    let mut search = Search::new(settings, stream, proposer, guide);
+                    let search = Search::new(settings, stream, proposer, guide);
+                    let mut search = if traced { search } else { search.untraced() };
                     search.expand();
                     Work::Search(search)
                 }
             };
-            self.running.push(Running { id, pages, work });
+            self.running.push(Running { id, pages, small, overtook, work });
         }
         Ok(())
     }
 
-    /// Continues all live candidates up to the nearest end of a chunk.
-    fn extend(&mut self) -> Result<()> {
-        let searches = || self.running.iter().filter_map(Running::search);
+    /// Whether the next tick is for small searches alone.
+    fn are_small_ones_alone(&mut self) -> bool {
+        let large = self.running.iter().filter(|running| !running.small);
+        let crowd: usize = large.filter_map(Running::search).map(Search::candidates).sum();
+        let alone = self.small_first
+            && self.alone < ALONE
+            && crowd > CROWD
+            && self.running.iter().any(|running| running.small);
+        self.alone = if alone { self.alone + 1 } else { 0 };
+        alone
+    }
+
+    /// Continues all live candidates (or those of small searches `alone`) up to the nearest end of a chunk.
+    fn extend(&mut self, alone: bool) -> Result<()> {
+        let takes_part = |running: &&Running<P, G>| running.small || !alone;
+        let searches = || self.running.iter().filter(takes_part).filter_map(Running::search);
         let Some(steps) = searches().map(Search::remaining).min() else {
             return Ok(());
         };
@@ -322,6 +374,7 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         let mut drafts: Vec<_> = self
             .running
             .iter_mut()
+            .filter(|running| running.small || !alone)
             .filter_map(Running::search_mut)
             .flat_map(|search| search.drafts(if whole { search.remaining() } else { steps }))
             .collect();
@@ -340,9 +393,11 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
     }
 
     /// Scores the candidates of all searches at the end of a chunk and selects from them.
-    fn score(&mut self) -> Result<Vec<Finished>> {
+    fn score(&mut self, alone: bool) -> Result<Vec<Finished>> {
         let started = Instant::now();
-        let mut settled: Vec<_> = self.running.iter_mut().filter(|r| r.is_settled()).collect();
+        let is_due =
+            |running: &&mut Running<P, G>| (running.small || !alone) && running.is_settled();
+        let mut settled: Vec<_> = self.running.iter_mut().filter(is_due).collect();
         if settled.is_empty() {
             return Ok(Vec::new());
         }

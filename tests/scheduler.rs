@@ -10,7 +10,7 @@ use toy::{Judge, Pick, Script, settings};
 use trimtab::error::Result;
 use trimtab::kv_cache::{PagePool, Sequence};
 use trimtab::proposer::{Draft, Lifetime, Prompt, Proposer, Reader, StopStrings};
-use trimtab::scheduler::Scheduler;
+use trimtab::scheduler::{Progress, Scheduler};
 use trimtab::search::{Outcome, Settings};
 
 /// The script with a cache: a state owns the pages of its prompt and of what it has written, as a
@@ -120,6 +120,7 @@ proptest! {
     fn cancelling_leaks_no_page_and_disturbs_nobody(
         jobs in prop::collection::vec(job(), 1..20),
         in_flight in 1..8usize, stride in 1..40usize, seed in any::<u64>(),
+        small_first in any::<bool>(),
     ) {
         let settings_of = |job: &Job| settings(job.1, job.2, job.3, job.4, seed);
         // As tight as can be: some search just fits.
@@ -127,6 +128,9 @@ proptest! {
         let pages = jobs.iter().map(needed).max().unwrap();
         let mut scheduler =
             Scheduler::new(Paged::new(pages), Judge::default(), in_flight).with_stride(stride);
+        if small_first {
+            scheduler = scheduler.with_small_first();
+        }
         for (id, job) in jobs.iter().enumerate() {
             let tokens = scheduler.submit(id, &prompt(&job.0), settings_of(job)).unwrap();
             prop_assert_eq!(tokens, Some(job.0.len()));
@@ -266,4 +270,77 @@ fn time_is_booked_by_phase() {
     for phase in [spent.prefill, spent.expand, spent.score, spent.select] {
         assert!(!phase.is_zero(), "{spent:?}");
     }
+}
+
+/// Goal: a search whose steps nobody reads keeps none of them, which would grow without a bound, and answers the
+/// same.
+#[test]
+fn steps_are_kept_only_where_somebody_reads_them() {
+    let settings = settings(3, 3, Some(1), 40, 5);
+    let mut scheduler = Scheduler::new(Paged::new(10_000), Judge::default(), 2);
+    let ready = scheduler.reader().search(&prompt("x"), settings).unwrap();
+    scheduler.submit_ready(0, ready.clone()).unwrap();
+    scheduler.submit_ready(1, ready.untraced()).unwrap();
+    let mut outcomes = Vec::new();
+    while scheduler.pending() > 0 {
+        for finished in scheduler.tick().unwrap() {
+            outcomes.push((finished.id, finished.result.unwrap()));
+        }
+        let kept = |progress: &Progress<'_>| progress.id == 1 && !progress.chunks.is_empty();
+        assert!(!scheduler.progress().any(|progress| kept(&progress)));
+    }
+    outcomes.sort_by_key(|(id, _)| *id);
+    let [(_, traced), (_, untraced)] = &outcomes[..] else { panic!("two searches") };
+    assert!(!traced.trace.is_empty() && untraced.trace.is_empty());
+    assert_eq!((&traced.response, traced.score), (&untraced.response, untraced.score));
+}
+
+/// Goal: a small search is answered in a few ticks however many large ones run and wait; a stream of small ones
+/// does not stop the large ones; and all answer as if alone.
+#[test]
+fn small_searches_overtake_large_ones_within_a_bound() {
+    let (large, small) = (settings(16, 16, Some(1), 30, 3), settings(1, 1, None, 5, 4));
+    let paged = Paged { script: Script::new(26, Pick::Random), pages: PagePool::new(200_000) };
+    let mut scheduler =
+        Scheduler::new(paged, Judge::default(), 4).with_stride(8).with_small_first();
+    let (mut waits, mut large_ended, mut ticks, mut next) = (Vec::new(), Vec::new(), 0, 100);
+    for id in 0..8 {
+        scheduler.submit(id, &prompt(&format!("large {id}")), large.clone()).unwrap();
+    }
+    scheduler.tick().unwrap();
+    let mut began = BTreeMap::new();
+    while large_ended.len() < 8 {
+        if began.is_empty() {
+            scheduler.submit(next, &prompt("small"), small.clone()).unwrap();
+            began.insert(next, ticks);
+            next += 1;
+        }
+        ticks += 1;
+        assert!(ticks < 8 * 30 * 5, "the large ones do not get on");
+        for done in scheduler.tick().unwrap() {
+            let response = done.result.unwrap().response;
+            match began.remove(&done.id) {
+                Some(began) => waits.push(ticks - began),
+                None => large_ended.push((done.id, response)),
+            }
+        }
+    }
+    assert!(waits.iter().all(|&ticks| ticks <= 6), "{waits:?}");
+    assert!(large_ended.iter().take(4).all(|(id, _)| *id < 4), "large ones keep their order");
+
+    // One that needs all pages is not overtaken for ever.
+    let whole = settings(1, 2, Some(1), 3000, 1);
+    let pages = whole.lifetime().pages(5);
+    let mut scheduler = Scheduler::new(Paged::new(pages), Judge::default(), 4).with_small_first();
+    scheduler.submit(0, &prompt("small"), small.clone()).unwrap();
+    scheduler.submit(1, &prompt("whole"), whole).unwrap();
+    for id in 2..50 {
+        scheduler.submit(id, &prompt("small"), small.clone()).unwrap();
+    }
+    let mut order = Vec::new();
+    while scheduler.pending() > 0 {
+        order.extend(scheduler.tick().unwrap().into_iter().map(|done| done.id));
+    }
+    assert_eq!(order[..2], [0, 1], "{order:?}");
+    assert_eq!(order.len(), 50);
 }

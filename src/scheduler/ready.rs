@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::share::SMALL;
 use crate::error::Result;
 use crate::guide::{self, Guide};
 use crate::hash::Fnv;
@@ -22,7 +23,7 @@ pub struct Ready<P: Proposer, G: Guide> {
 }
 
 pub(super) enum Task<P: Proposer> {
-    Search { settings: Settings, stream: u64, proposer: Arc<P::Prompt> },
+    Search { settings: Settings, stream: u64, proposer: Arc<P::Prompt>, traced: bool },
     Given(Response),
 }
 
@@ -39,7 +40,8 @@ impl<P: Proposer, G: Guide> Reader<P, G> {
         let life = settings.lifetime();
         let proposer = (self.proposer)(prompt, &life)?.into();
         let guide = (self.guide)(prompt, &life, None)?.into();
-        let task = Task::Search { settings, stream: stream(prompt), proposer };
+        let stream = stream(prompt);
+        let task = Task::Search { settings, stream, proposer, traced: true };
         Ok(Ready { life, guide, task })
     }
 
@@ -64,10 +66,11 @@ impl<P: Proposer, G: Guide> Clone for Ready<P, G> {
 impl<P: Proposer> Clone for Task<P> {
     fn clone(&self) -> Self {
         match self {
-            Self::Search { settings, stream, proposer } => Self::Search {
+            Self::Search { settings, stream, proposer, traced } => Self::Search {
                 settings: settings.clone(),
                 stream: *stream,
                 proposer: proposer.clone(),
+                traced: *traced,
             },
             Self::Given(response) => Self::Given(response.clone()),
         }
@@ -81,6 +84,19 @@ impl<P: Proposer, G: Guide> Ready<P, G> {
             settings.seed = seed;
         }
         self
+    }
+
+    /// The same search without a trace: its steps are not kept.
+    pub fn untraced(mut self) -> Self {
+        if let Task::Search { traced, .. } = &mut self.task {
+            *traced = false;
+        }
+        self
+    }
+
+    /// Whether it takes next to no time: few tokens to draw, or a short text to score.
+    pub(super) fn is_small(&self) -> bool {
+        self.candidates().saturating_mul(self.life.response) <= SMALL
     }
 
     /// W·K; 1 for a given response.

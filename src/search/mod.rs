@@ -81,7 +81,7 @@ pub struct Outcome {
     pub score: Score,
     /// Why it goes no further.
     pub finish: Finish,
-    /// Every step of the search.
+    /// Every step of the search, where they are kept.
     pub trace: Vec<Chunk>,
 }
 
@@ -98,7 +98,10 @@ pub struct Search<P, G> {
     remaining: usize,
     /// Of these, those that the proposer is at.
     handed_out: usize,
-    trace: Vec<Chunk>,
+    /// Steps so far.
+    steps: usize,
+    /// Them, where somebody will read them.
+    trace: Option<Vec<Chunk>>,
 }
 
 impl<P: Clone, G: Clone> Search<P, G> {
@@ -113,8 +116,14 @@ impl<P: Clone, G: Clone> Search<P, G> {
             candidates: Vec::new(),
             remaining: 0,
             handed_out: 0,
-            trace: Vec::new(),
+            steps: 0,
+            trace: Some(Vec::new()),
         }
+    }
+
+    /// The same without a trace, which grows with every step.
+    pub fn untraced(self) -> Self {
+        Self { trace: None, ..self }
     }
 
     /// The settings it runs under.
@@ -122,9 +131,9 @@ impl<P: Clone, G: Clone> Search<P, G> {
         &self.settings
     }
 
-    /// The steps so far.
+    /// The steps so far; none where they are not kept.
     pub fn trace(&self) -> &[Chunk] {
-        &self.trace
+        self.trace.as_deref().unwrap_or_default()
     }
 
     /// The bytes that every hypothesis still in play begins with: so will the answer.
@@ -148,7 +157,7 @@ impl<P: Clone, G: Clone> Search<P, G> {
         assert!(self.candidates.is_empty(), "the last step has not been selected from");
         let Settings { beam_width, successors, compat, .. } = self.settings;
         let beams = std::mem::take(&mut self.beams);
-        let first = self.trace.is_empty();
+        let first = self.steps == 0;
         let plan: Vec<usize> = if first {
             vec![0; beam_width * successors]
         } else if compat {
@@ -188,6 +197,11 @@ impl<P: Clone, G: Clone> Search<P, G> {
 
     fn live_candidates(&self) -> impl Iterator<Item = &Candidate<P, G>> {
         self.candidates.iter().filter(|candidate| !ended(&candidate.hypothesis))
+    }
+
+    /// Candidates of the step under way.
+    pub fn candidates(&self) -> usize {
+        self.candidates.len()
     }
 
     /// Tokens that live candidates still need until the guide must look at them.
@@ -285,7 +299,10 @@ impl<P: Clone, G: Clone> Search<P, G> {
         // Stable: ties keep candidate order. Gains are finite, the guide has seen to that.
         order.sort_by(|&a, &b| gain(b).total_cmp(&gain(a)));
         order.truncate(self.settings.beam_width);
-        self.trace.push(Chunk::new(&candidates, &order));
+        self.steps += 1;
+        if let Some(trace) = &mut self.trace {
+            trace.push(Chunk::new(&candidates, &order));
+        }
         let mut slots: Vec<_> = candidates.into_iter().map(|c| Some(c.hypothesis)).collect();
         self.beams = order.into_iter().filter_map(|index| slots[index].take()).collect();
         Ok(())
@@ -293,7 +310,7 @@ impl<P: Clone, G: Clone> Search<P, G> {
 
     /// The answer, once all beams have ended.
     pub fn outcome(&mut self) -> Option<Outcome> {
-        if self.trace.is_empty() || !self.candidates.is_empty() || !self.beams.iter().all(ended) {
+        if self.steps == 0 || !self.candidates.is_empty() || !self.beams.iter().all(ended) {
             return None;
         }
         let best = self.beams.first()?;
@@ -301,7 +318,7 @@ impl<P: Clone, G: Clone> Search<P, G> {
             finish: best.response.finish?,
             response: best.response.clone(),
             score: best.score,
-            trace: std::mem::take(&mut self.trace),
+            trace: self.trace.as_mut().map(std::mem::take).unwrap_or_default(),
         })
     }
 }

@@ -130,6 +130,7 @@ impl Api {
             settings: request.settings.clone(),
             seeds: seeds.clone(),
             watch: request.stream,
+            trace: request.trace,
         });
         let source = |_| if chat { "messages".to_owned() } else { "prompt".to_owned() };
         let deadline = self.deadline();

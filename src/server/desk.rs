@@ -111,9 +111,10 @@ fn read<P: Proposer, G: Guide>(
             return None;
         }
         let ready = match job {
-            Job::Search { prompt, settings, seeds, watch } => {
+            Job::Search { prompt, settings, seeds, watch, trace } => {
                 let ready = reader.search(&prompt, settings);
                 ready.map(|ready| {
+                    let ready = if trace { ready } else { ready.untraced() };
                     let searches = seeds.into_iter().map(|seed| ready.clone().with_seed(seed));
                     read.extend(searches.map(|search| (search, watch)));
                 })

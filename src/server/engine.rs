@@ -38,6 +38,8 @@ pub enum Job {
         seeds: Vec<u64>,
         /// Whether to report text and steps as they come.
         watch: bool,
+        /// Whether to keep their steps.
+        trace: bool,
     },
     /// A response that somebody else wrote, to be scored.
     Given {

@@ -113,7 +113,8 @@ impl Server {
         let Self { api, inbox, outside } = self;
         let (queue, metrics) = (api.options().queue, api.metrics.clone());
         let gate = api.gate.clone();
-        let engine = Engine::new(scheduler.with_stride(STRIDE), queue, metrics, gate);
+        let engine =
+            Engine::new(scheduler.with_stride(STRIDE).with_small_first(), queue, metrics, gate);
         api.gate.open();
         opened();
         // The engine ends when nobody is left who could hand anything in.
