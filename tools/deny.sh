@@ -19,7 +19,7 @@ fi
 
 cargo deny check --hide-inclusion-graph licenses bans sources
 if cargo deny fetch db; then
-    cargo deny check --hide-inclusion-graph --disable-fetch advisories
+    cargo deny --offline check --hide-inclusion-graph advisories
 else
     echo "NOT CHECKED: advisories, whose database was not reached" >&2
 fi

@@ -8,6 +8,8 @@ pub mod bench;
 mod demo;
 mod described;
 mod device;
+#[doc(hidden)]
+pub mod fuzzing;
 mod input;
 mod inspect;
 mod judge;
