@@ -89,6 +89,10 @@ pub struct Args {
     /// Connections at the same time; more wait to be accepted
     #[arg(long, value_name = "N", default_value_t = 1000)]
     max_connections: usize,
+    /// Connections of one address at the same time; more are closed at once [default: nine tenths of
+    /// --max-connections, so that no address has them all]
+    #[arg(long, value_name = "N")]
+    max_connections_per_address: Option<usize>,
     /// Let pages of this origin, such as https://example.org, ask from a browser; * is all of them;
     /// may be repeated
     #[arg(long, value_name = "ORIGIN")]
@@ -291,12 +295,17 @@ pub fn run(args: Args) -> Result<Done> {
         api_key,
         api_key_file,
         max_connections,
+        max_connections_per_address,
         allow_origin,
         allow_host,
         log_requests,
         backend,
     } = args;
-    require_at_least_one(&[("--max-connections", max_connections)])?;
+    let per_address = max_connections_per_address.unwrap_or(max_connections - max_connections / 10);
+    require_at_least_one(&[
+        ("--max-connections", max_connections),
+        ("--max-connections-per-address", per_address),
+    ])?;
     if api_key.as_deref() == Some("") {
         return Err(Error::flag("--api-key", "must not be empty; leave it out to need none"));
     }
@@ -309,6 +318,7 @@ pub fn run(args: Args) -> Result<Done> {
         hosts: hosts(&host, address, allow_host, api_key.is_some()),
         api_key,
         connections: max_connections,
+        connections_per_address: per_address,
         origins: Origins(allow_origin),
         log: log_requests,
     };

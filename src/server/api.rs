@@ -247,6 +247,7 @@ async fn all(accepted: Accepted, tally: &Tally) -> Result<Vec<Outcome>, Refusal>
             }
             (_, Event::Failed(error)) => return Err(Refusal::from_engine(&error, "prompt")),
             (_, Event::Step { .. }) => {}
+            (_, Event::Unread) => return Err(Refusal::unread()),
         }
     }
     Ok(outcomes.into_iter().flatten().collect())
@@ -287,6 +288,7 @@ impl Stream {
                     left -= 1;
                 }
                 Event::Failed(error) => return Err(Refusal::from_engine(&error, "prompt")),
+                Event::Unread => return Err(Refusal::unread()),
             }
         }
         if self.include_usage { self.push(self.frame.usage(&usage)).await } else { Ok(()) }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use crate::error::Error;
 use crate::guide::Guide;
 use crate::proposer::Proposer;
 use crate::scheduler::{Finished, Progress, Ready, Scheduler};
-use crate::search::{Chunk, Outcome, Settings};
+use crate::search::{Chunk, Outcome, Settings, TracedCandidate};
 use crate::text::{Message, Prompt, complete_utf8};
 
 /// Requests that are taken between two ticks at most.
@@ -81,14 +82,45 @@ pub enum Event {
     Done(Box<Outcome>),
     /// It failed.
     Failed(Arc<Error>),
+    /// It was given up, since what it has written already is not read.
+    Unread,
+}
+
+/// Bytes of a request's steps that may wait to be read. One that reads no faster is given up.
+const BACKLOG: usize = 8 << 20;
+
+impl Event {
+    /// Bytes that it holds until it is read. The last one of a search counts nothing.
+    fn bytes(&self) -> usize {
+        let Event::Step { chunks, text } = self else { return 0 };
+        let candidates = chunks.iter().flat_map(|chunk| &chunk.candidates);
+        let candidate =
+            |candidate: &TracedCandidate| size_of::<TracedCandidate>() + candidate.text.len();
+        size_of::<Self>() + text.len() + candidates.map(candidate).sum::<usize>()
+    }
+}
+
+/// A job's place in the request, and what happens to it, as it comes. Drop this to cancel them all.
+pub struct Events {
+    events: mpsc::UnboundedReceiver<(usize, Event)>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Events {
+    /// The next one; none if the engine is gone.
+    pub async fn recv(&mut self) -> Option<(usize, Event)> {
+        let (index, event) = self.events.recv().await?;
+        self.waiting.fetch_sub(event.bytes(), Ordering::Relaxed);
+        Some((index, event))
+    }
 }
 
 /// The jobs of one request, taken.
 pub struct Accepted {
     /// Tokens of each job's prompt, where the base model has read it.
     pub prompt_tokens: Vec<Option<usize>>,
-    /// A job's place in the request, and what happens to it. Drop this to cancel them all.
-    pub events: mpsc::UnboundedReceiver<(usize, Event)>,
+    /// What happens to them.
+    pub events: Events,
 }
 
 /// Why a request's jobs were not taken.
@@ -114,6 +146,8 @@ pub struct Submission<P: Proposer, G: Guide> {
 /// A job that waits or runs.
 struct Active {
     events: mpsc::UnboundedSender<(usize, Event)>,
+    /// Bytes of its request's events that wait to be read.
+    waiting: Arc<AtomicUsize>,
     /// Its place in its request.
     index: usize,
     watch: bool,
@@ -138,7 +172,13 @@ impl Active {
 
     /// Who does not listen any more is cancelled before the next tick.
     fn send(&self, event: Event) {
+        self.waiting.fetch_add(event.bytes(), Ordering::Relaxed);
         let _ = self.events.send((self.index, event));
+    }
+
+    /// Whether who asked does not read what is written.
+    fn is_unread(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > BACKLOG
     }
 }
 
@@ -235,6 +275,7 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
             return Err(Rejected::QueueFull(self.seconds_until_empty(waiting)));
         }
         let (sender, events) = mpsc::unbounded_channel();
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let first = self.next_id;
         let mut prompt_tokens = Vec::with_capacity(jobs.len());
         for (index, (ready, watch)) in jobs.into_iter().enumerate() {
@@ -251,11 +292,12 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
                     return Err(Rejected::Impossible(index, error));
                 }
             }
-            let events = sender.clone();
-            let active = Active { events, index, watch, candidates, chunks: 0, text: 0 };
+            let (events, waiting) = (sender.clone(), waiting_bytes.clone());
+            let active = Active { events, waiting, index, watch, candidates, chunks: 0, text: 0 };
             self.active.insert(id, active);
         }
         self.metrics.prompts(&prompt_tokens);
+        let events = Events { events, waiting: waiting_bytes };
         Ok(Accepted { prompt_tokens, events })
     }
 
@@ -266,12 +308,14 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
     }
 
     fn drop_cancelled(&mut self) {
-        let gone = |active: &Active| active.events.is_closed();
+        let gone = |active: &Active| active.events.is_closed() || active.is_unread();
         let cancelled: Vec<usize> =
             self.active.iter().filter(|(_, active)| gone(active)).map(|(&id, _)| id).collect();
         for id in cancelled {
             self.scheduler.cancel(id);
-            self.active.remove(&id);
+            if let Some(active) = self.active.remove(&id) {
+                active.send(Event::Unread);
+            }
             self.metrics.cancelled();
         }
     }
@@ -331,5 +375,41 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
         self.metrics.queue(waiting, self.scheduler.waiting_candidates(), running);
         let of_proposer = self.scheduler.proposer().page_capacity().len();
         self.metrics.pools(&self.scheduler.pools(), of_proposer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: who does not read costs a bounded amount of memory; who reads, however late, is not given up.
+    #[test]
+    fn what_waits_to_be_read_is_counted() {
+        let (sender, events) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let mut active = Active {
+            events: sender,
+            waiting: waiting.clone(),
+            index: 0,
+            watch: true,
+            candidates: 1,
+            chunks: 0,
+            text: 0,
+        };
+        let mut events = Events { events, waiting };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut text = String::new();
+        for _ in 0..3 {
+            for _ in 0..8 {
+                assert!(!active.is_unread());
+                text += &"x".repeat(1 << 20);
+                active.report(&[], &text);
+            }
+            assert!(active.is_unread(), "8 MiB and their events");
+            for _ in 0..8 {
+                assert!(matches!(runtime.block_on(events.recv()), Some((0, Event::Step { .. }))));
+            }
+        }
+        assert_eq!(events.waiting.load(Ordering::Relaxed), 0);
     }
 }

@@ -24,6 +24,7 @@ use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
 use super::api::{Api, Reply, takes_body};
+use super::connections::Connections;
 use super::host::{self, Hosts};
 use super::log::{Tally, say};
 use super::origin::{Origins, preflight};
@@ -50,6 +51,8 @@ pub struct HttpOptions {
     pub api_key: Option<String>,
     /// Connections at the same time; more wait to be accepted.
     pub connections: usize,
+    /// Of one address at most; more are closed at once.
+    pub connections_per_address: usize,
     /// Pages that may ask from a browser, besides the server's own.
     pub origins: Origins,
     /// The names under which it may be asked, where it does not take all.
@@ -82,17 +85,19 @@ async fn listen(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("a listening socket");
     let graceful = GracefulShutdown::new();
     let permits = Arc::new(Semaphore::new(options.connections));
+    let (most, mut told) = (options.connections_per_address, false);
+    let connections = Connections::new(most);
     let router = router(Site { api: api.clone(), options: Arc::new(options) });
     let mut stopped = std::pin::pin!(stopped(&api));
     loop {
         let accepted = tokio::select! {
             permit = permits.clone().acquire_owned() => tokio::select! {
-                accepted = listener.accept() => accepted.map(|(stream, _)| (stream, permit)),
+                accepted = listener.accept() => accepted.map(|accepted| (accepted, permit)),
                 () = &mut stopped => break,
             },
             () = &mut stopped => break,
         };
-        let (stream, permit) = match accepted {
+        let ((stream, peer), permit) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most likely: others will be closed.
@@ -100,6 +105,16 @@ async fn listen(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
                 sleep(Duration::from_millis(50)).await;
                 continue;
             }
+        };
+        let Some(connected) = connections.connect(peer.ip()) else {
+            if !std::mem::replace(&mut told, true) {
+                let address = peer.ip();
+                say(format_args!(
+                    "{address} has {most} connections; more are closed at once, as are those of others \
+                     (--max-connections-per-address)"
+                ));
+            }
+            continue;
         };
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
@@ -115,7 +130,7 @@ async fn listen(listener: TcpListener, options: HttpOptions, api: Arc<Api>) {
         tokio::spawn(async move {
             // A client that breaks off is no news.
             let _ = connection.await;
-            drop(permit);
+            drop((permit, connected));
         });
     }
     drop(listener);

@@ -10,6 +10,7 @@
 //!     ├ refusal        and what instead of it
 //!     ├ log            a line for each request
 //!     ├ origin, host   pages of other origins; the names that a server goes by
+//!     ├ connections    how many each address has
 //!     └ gate           whether anybody is let in
 //!    desk              where requests are handed in, and read on threads of their own
 //!    engine            the thread that owns the scheduler
@@ -18,6 +19,7 @@
 
 mod answer;
 mod api;
+mod connections;
 mod desk;
 mod engine;
 mod fields;

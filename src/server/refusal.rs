@@ -105,6 +105,12 @@ impl Refusal {
         Self { code: Some("queue_full"), retry_after: Some(retry_after), ..refusal }
     }
 
+    /// 408: the client does not read.
+    pub fn unread() -> Self {
+        let message = "the answer was given up: too much of it waited to be read";
+        Self::new(408, "invalid_request_error", message)
+    }
+
     /// 499: nobody wants the answer any more.
     pub fn cancelled() -> Self {
         Self::new(499, "cancelled", "the request was cancelled")

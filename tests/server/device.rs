@@ -91,6 +91,7 @@ fn start_with(hold: Hold) -> (SocketAddr, JoinHandle<Result<(), String>>) {
     let http = HttpOptions {
         api_key: None,
         connections: 10,
+        connections_per_address: 10,
         origins: Origins::default(),
         hosts: None,
         log: false,

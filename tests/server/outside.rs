@@ -258,3 +258,25 @@ fn a_key_may_come_from_a_file() {
     refused(&["--api-key-file", folder.path().join("none").to_str().unwrap()], "is not there");
     refused(&["--api-key-file", folder.path().to_str().unwrap()], "is not a file");
 }
+
+/// Goal: one address cannot take all connections.
+#[test]
+fn an_address_has_no_more_than_its_connections() {
+    use std::io::{Read, Write};
+    let server = Server::start(&["--max-connections-per-address", "3"]);
+    let asks = |stream: &mut std::net::TcpStream| {
+        let sent = stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let mut answer = [0; 2048];
+        sent.and_then(|()| stream.read(&mut answer)).unwrap_or(0) > 0
+    };
+    let mut held: Vec<_> = (0..3).map(|_| client::connect(server.address)).collect();
+    assert!(held.iter_mut().all(asks));
+    assert!(!asks(&mut client::connect(server.address)), "a fourth is closed");
+    held.pop();
+    let started = Instant::now();
+    while !asks(&mut client::connect(server.address)) {
+        assert!(started.elapsed() < Duration::from_secs(60), "room is not given back");
+    }
+    assert!(held.iter_mut().all(asks), "the others are not disturbed");
+    assert!(server.log.lock().unwrap().contains("127.0.0.1 has 3 connections"));
+}
