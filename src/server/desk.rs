@@ -60,15 +60,11 @@ impl Handle {
 impl Inbox {
     /// Starts the threads that read; what they have read comes out of the channel, which ends when all handles
     /// are gone.
-    pub fn read<P: Proposer, G: Guide>(
+    pub fn read<P: Proposer + 'static, G: Guide + 'static>(
         self,
         reader: &Reader<P, G>,
         watch: &Watch,
-    ) -> Receiver<Submission<P, G>>
-    where
-        P: 'static,
-        G: 'static,
-    {
+    ) -> Receiver<Submission<P, G>> {
         let (sender, submissions) = channel();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let lanes = [(self.short, 1), (self.long, (cores / CORES_PER_READER).max(1))];
@@ -99,12 +95,15 @@ impl Inbox {
     }
 }
 
-/// Reads a request's jobs, each text once; none if nobody waits for them any more.
+/// What was read of a request, each with whether it is watched.
+type ReadJobs<P, G> = Vec<(Ready<P, G>, bool)>;
+
+/// Reads a request's jobs, each text once; none if the request has been given up.
 fn read<P: Proposer, G: Guide>(
     reader: &Reader<P, G>,
     jobs: Vec<Job>,
     reply: &oneshot::Sender<Result<Accepted, Rejected>>,
-) -> Option<Result<Vec<(Ready<P, G>, bool)>, Rejected>> {
+) -> Option<Result<ReadJobs<P, G>, Rejected>> {
     let mut read = Vec::with_capacity(jobs.len());
     for job in jobs {
         if reply.is_closed() {
