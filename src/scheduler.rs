@@ -282,7 +282,7 @@ impl<P: Proposer, G: Guide> Scheduler<P, G> {
         reserved
     }
 
-    /// Takes from those that wait who may start: in order, as long as there is room, and small ones from further
+    /// Takes those that may start from those that wait: in order, as long as there is room, and small ones from further
     /// behind into room of their own. Each with whether it has overtaken others.
     fn next(&mut self) -> Vec<(Waiting<P, G>, bool)> {
         let capacity = self.capacity();

@@ -272,10 +272,10 @@ fn time_is_booked_by_phase() {
     }
 }
 
-/// Goal: a search whose steps nobody reads keeps none of them, which would grow without a bound, and answers the
-/// same.
+/// Goal: a search whose steps no reader wants keeps none of them, which would grow without a bound, and answers
+/// the same.
 #[test]
-fn steps_are_kept_only_where_somebody_reads_them() {
+fn steps_are_kept_only_where_they_are_read() {
     let settings = settings(3, 3, Some(1), 40, 5);
     let mut scheduler = Scheduler::new(Paged::new(10_000), Judge::default(), 2);
     let ready = scheduler.reader().search(&prompt("x"), settings).unwrap();

@@ -97,7 +97,7 @@ pub struct Args {
     /// may be repeated
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<Origin>,
-    /// Take requests that call this server by this name, besides localhost, 127.0.0.1 and [::1]: without a key on
+    /// Take requests that call this server by this name, as well as localhost, 127.0.0.1 and [::1]: without a key on
     /// an address of this machine alone, no others are taken, so that no web page can ask under its own name; may
     /// be repeated
     #[arg(long, value_name = "NAME")]

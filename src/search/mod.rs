@@ -100,7 +100,7 @@ pub struct Search<P, G> {
     handed_out: usize,
     /// Steps so far.
     steps: usize,
-    /// Them, where somebody will read them.
+    /// These steps, where a reader will want them.
     trace: Option<Vec<Chunk>>,
 }
 

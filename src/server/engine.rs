@@ -176,7 +176,7 @@ impl Active {
         let _ = self.events.send((self.index, event));
     }
 
-    /// Whether who asked does not read what is written.
+    /// Whether the client has left too much of the answer unread.
     fn is_unread(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > BACKLOG
     }
@@ -382,7 +382,8 @@ impl<P: Proposer, G: Guide> Engine<P, G> {
 mod tests {
     use super::*;
 
-    /// Goal: who does not read costs a bounded amount of memory; who reads, however late, is not given up.
+    /// Goal: a client that does not read costs a bounded amount of memory; one that reads, however late, is not
+    /// given up.
     #[test]
     fn what_waits_to_be_read_is_counted() {
         let (sender, events) = mpsc::unbounded_channel();

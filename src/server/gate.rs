@@ -21,7 +21,7 @@ struct State {
     phase: Phase,
     /// What everybody is told once the device has failed for good.
     failure: Option<Refusal>,
-    /// Somebody wants the server to end.
+    /// The server has been asked to end.
     stopping: bool,
 }
 

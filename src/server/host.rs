@@ -1,6 +1,6 @@
 //! By what names a server is asked, and what browsers are told of its pages.
 //!
-//! A browser lets a page read answers of the page's own host. Whoever owns a name can let it point to 127.0.0.1
+//! A browser lets a page read answers of the page's own host. The owner of a name can let it point to 127.0.0.1
 //! after the page is loaded (DNS rebinding); then only `Host` tells that the page is a stranger's.
 
 use std::net::IpAddr;
@@ -43,7 +43,7 @@ impl From<IpAddr> for HostName {
     }
 }
 
-/// The names under which a server may be asked, besides those that only its own machine has for itself.
+/// The names under which a server may be asked, in addition to those that a machine has for itself.
 #[derive(Clone, Debug, Default)]
 pub struct Hosts(pub Vec<HostName>);
 

@@ -15,11 +15,11 @@ use super::*;
 /// Writes what its script says, until a prompt tells it to fail, or is held up.
 struct Failing(Script, Hold);
 
-/// Holds up whoever comes to it.
+/// Holds up the threads that come to it.
 #[derive(Clone, Default)]
 struct Hold {
     off: Arc<AtomicBool>,
-    /// Somebody is held up.
+    /// A thread is held up.
     reached: Arc<AtomicBool>,
 }
 
@@ -175,7 +175,7 @@ fn short_requests_do_not_wait_for_long_texts_to_be_read() {
     assert!(waiting.into_iter().all(|long| long.join().unwrap() == 200));
 }
 
-/// Goal: whoever watches the server sees that it hangs, in a step of the models or in a text that is read, and
+/// Goal: a program that watches the server sees that it hangs, in a step of the models or in a text that is read, and
 /// that it has got over it.
 #[test]
 fn health_says_when_nothing_moves() {
