@@ -13,6 +13,7 @@ use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
+use super::bounds::{check_added, check_parts};
 use super::fields::{CONFIG, MODEL_TABLE, TOKENIZER, TOKENIZER_TABLE};
 use super::side_files::SideFiles;
 use crate::error::{Error, Result};
@@ -58,6 +59,18 @@ impl Library {
             .unwrap_or_default();
         known(&MODEL_TABLE, &mut model.keys().map(String::as_str))?;
 
+        let listed: Vec<Added> = fields
+            .get("added_tokens")
+            .map(|list| serde_json::from_str(list.get()))
+            .transpose()
+            .map_err(|e| unusable(format!("has added_tokens that are none: {e}")))?
+            .unwrap_or_default();
+        check_parts(&fields).map_err(unusable)?;
+        let described = side.described.iter().map(|(_, token)| &*token.content);
+        let special = side.special.iter().map(|token| &*token.content);
+        let contents = listed.iter().map(|token| token.content.as_str());
+        check_added(contents.chain(described).chain(special)).map_err(unusable)?;
+
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json))
             .map_err(|e| unusable(format!("is not a valid tokenizer: {e}")))?;
         // Settings of the training that saved the file; a prompt is never cut or filled up.
@@ -75,12 +88,6 @@ impl Library {
         notes.remarks.extend(rebuilt(&inner, side)?);
         inner.set_encode_special_tokens(side.config.flag("split_special_tokens", false)?);
 
-        let listed: Vec<Added> = fields
-            .get("added_tokens")
-            .map(|list| serde_json::from_str(list.get()))
-            .transpose()
-            .map_err(|e| unusable(format!("has added_tokens that are none: {e}")))?
-            .unwrap_or_default();
         add(&mut inner, side).map_err(|e| unusable(format!("cannot add tokens: {e}")))?;
         let listed = listed.iter().map(|token| (token.id, token.content.as_str(), TOKENIZER));
         let described = side.described.iter().map(|(id, token)| (*id, &*token.content, CONFIG));
@@ -201,15 +208,19 @@ pub(super) fn guarded<T>(
     run: impl FnOnce() -> tokenizers::Result<T>,
 ) -> std::result::Result<T, String> {
     match caught(run) {
-        Some(result) => result.map_err(|e| e.to_string()),
-        None => Err("the tokenizers library cannot read its parts".into()),
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(words) if words.contains("retry-limit") => {
+            Err("a regular expression of it takes too many steps on this text".into())
+        }
+        Err(_) => Err("the tokenizers library cannot read its parts".into()),
     }
 }
 
-/// Runs a piece of a library; none if it panics.
-pub(super) fn caught<T>(run: impl FnOnce() -> T) -> Option<T> {
+/// Runs a piece of a library; what it says if it panics.
+pub(super) fn caught<T>(run: impl FnOnce() -> T) -> std::result::Result<T, String> {
     GUARDED.set(true);
     let result = catch_unwind(AssertUnwindSafe(run));
     GUARDED.set(false);
-    result.ok()
+    result
+        .map_err(|words| words.downcast::<String>().map_or_else(|_| String::new(), |words| *words))
 }

@@ -1,5 +1,6 @@
 //! Floor 2: text to tokens and back. Tokenizers, prompt and chat templates, bytes, stop strings.
 
+mod bounds;
 mod bytes;
 mod chat;
 mod date;

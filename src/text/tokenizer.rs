@@ -19,6 +19,8 @@ use crate::folder::{Notes, exists, read_file};
 
 /// More ids than any vocabulary has; a larger id would ask for absurd tables.
 const MAX_LEN: usize = 1 << 22;
+/// More tokens than any tokenizer puts in front of a text.
+const MAX_FRONT: usize = 64;
 /// More bytes than any tokenizer's file has.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
@@ -143,6 +145,12 @@ impl Tokenizer {
         }
         let front =
             guarded(|| front(&inner)).map_err(|e| unusable(format!("cannot encode: {e}")))?;
+        if front.len() > MAX_FRONT {
+            return Err(unusable(format!(
+                "puts {} tokens in front of a text; up to {MAX_FRONT} are supported",
+                front.len()
+            )));
+        }
         let id_of = |name| side.named(name).and_then(|token| inner.token_to_id(token));
         let bos = id_of("bos_token").or(front.first().copied());
         let eos = id_of("eos_token");

@@ -4,6 +4,7 @@
 
 mod damage;
 mod templates;
+mod tokenizers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,7 +55,7 @@ fn strings<const N: usize>(args: [&str; N]) -> Vec<String> {
 }
 
 /// A golden model whose files may be damaged.
-struct Folder(tempfile::TempDir);
+pub struct Folder(tempfile::TempDir);
 
 impl Folder {
     fn of(name: &str) -> Self {

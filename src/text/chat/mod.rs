@@ -92,7 +92,7 @@ impl ChatTemplate {
             let thread = thread.spawn_scoped(scope, run).map_err(|e| {
                 format!("no thread can be started for the chat template: {e}; allow more of them")
             })?;
-            let text = thread.join().unwrap_or(None);
+            let text = thread.join().ok().and_then(Result::ok);
             text.unwrap_or_else(|| {
                 Err("the chat template does what minijinja does not expect".into())
             })
