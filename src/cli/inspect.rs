@@ -10,6 +10,7 @@ use super::models::Described;
 use super::stdout::outln;
 use crate::engine::config::{Activation, Config, Norm, Position};
 use crate::error::Result;
+use crate::text::shown;
 use crate::weights::Checkpoint;
 
 #[derive(clap::Args, Clone, Debug)]
@@ -119,7 +120,8 @@ fn print_rows(model: &Described, checkpoint: &Checkpoint) -> Result<Done> {
     rows.extend(model.notes.remarks.iter().map(|remark| ("note", remark.clone())));
     rows.extend(model.notes.warnings.iter().map(|warning| ("warning", warning.clone())));
     for (label, value) in rows {
-        outln!("{label:>13}  {value}")?;
+        // One line each, whatever a file calls its tokens.
+        outln!("{label:>13}  {}", shown(&value).replace('\n', "\\n"))?;
     }
     Ok(Done::Well)
 }

@@ -6,9 +6,12 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Says something on stderr. Who does not read it shall still be served: that is no error.
+use crate::text::shown;
+
+/// Says something on stderr, and quotes files in it without harm. Where stderr is not read, requests are still
+/// served: that is no error.
 pub fn say(message: impl Display) {
-    let _ = writeln!(std::io::stderr(), "trimtab: {message}");
+    let _ = writeln!(std::io::stderr(), "trimtab: {}", shown(&message.to_string()));
 }
 
 /// What a request was answered with; clones count together.

@@ -381,6 +381,29 @@ fn flags_may_have_any_value() {
     }
 }
 
+/// Goal: no file of a model moves the cursor, recolours the screen or renames the window.
+#[test]
+fn control_characters_of_files_do_not_reach_the_terminal() {
+    let folder = Folder::of("mistral");
+    let path = folder.path().to_str().unwrap();
+    let is_shown = |output: &Output| {
+        let said = [&output.stdout[..], &output.stderr[..]].concat();
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains("\\u{1b}]0;x\\u{7}\\u{9b}2J"), "{said}");
+        assert!(said.chars().all(|c| c == '\n' || !c.is_control()), "{said:?}");
+    };
+    let harm = "\u{1b}]0;x\u{7}\u{9b}2J";
+    let refuses = format!("{{{{ raise_exception('{harm}') }}}}");
+    fs::write(folder.path().join("chat_template.jinja"), refuses).unwrap();
+    let args = ["search", "--base", path, "--prompt", "The film", "--method", "sample", "--chat"];
+    is_shown(&run(&strings(args)));
+    let config = folder.path().join("config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    json[harm] = true.into();
+    fs::write(&config, json.to_string()).unwrap();
+    is_shown(&run(&strings(["inspect", path])));
+}
+
 /// Goal: templates that run forever, or write without end, are stopped.
 #[test]
 fn endless_templates_are_stopped() {
