@@ -9,16 +9,17 @@ use std::str::from_utf8;
 use tempfile::TempDir;
 use trimtab::cli::fuzzing;
 use trimtab::engine::Config;
-use trimtab::search::ChunkLen;
-use trimtab::server::{Origin, Seed, TopK};
-use trimtab::text::{Bos, ChatTemplate, Date, Message, Prompt, Template, Tokenizer};
+use trimtab::proposer::Sampling;
+use trimtab::search::{ChunkLen, Method, Settings, Shape};
+use trimtab::server::{Defaults, Limits, Origin, Seed, TopK, bodies_taken};
+use trimtab::text::{Bos, ChatTemplate, Date, Message, Prompt, StopStrings, Template, Tokenizer};
 use trimtab::weights::Checkpoint;
 
 /// A target's name, which its corpus has too, and the parser.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("safetensors", safetensors),
     ("shard_index", shard_index),
     ("config", config),
@@ -29,6 +30,7 @@ pub const TARGETS: [Target; 11] = [
     ("chat_template", chat_template),
     ("template", template),
     ("prompts", prompts),
+    ("body", body),
     ("flags", flags),
 ];
 
@@ -161,6 +163,31 @@ pub fn prompts(bytes: &[u8]) {
         let _ = fuzzing::prompts(&folder.write("prompts.jsonl", bytes).join("prompts.jsonl"));
     });
     let _ = serde_json::from_slice::<Prompt>(bytes);
+}
+
+/// A request's body
+pub fn body(bytes: &[u8]) {
+    let shape = Shape { beam_width: None, successors: None, chunk_len: None };
+    let settings = Settings {
+        beam_width: 4,
+        successors: 4,
+        chunk_len: Some(10),
+        max_new_tokens: 50,
+        sampling: Sampling { temperature: 0.7, top_k: 50, top_p: 1.0 },
+        seed: 1,
+        stop: StopStrings::default(),
+        compat: false,
+    };
+    let defaults = Defaults {
+        method: Method::Cbs,
+        shape,
+        settings,
+        seed: Some(1),
+        guided: true,
+        tells_tokens: true,
+    };
+    let limits = Limits { body: 100_000, prompt: 50_000, candidates: 64, tokens: 500, answers: 8 };
+    bodies_taken(bytes, &defaults, &limits);
 }
 
 /// The values of flags

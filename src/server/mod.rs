@@ -58,6 +58,15 @@ use desk::{Handle, Inbox};
 use engine::Engine;
 use metrics::Metrics;
 
+/// Reads a request's body as each path does that takes one, for the fuzz targets in `fuzz/`. Returns how many
+/// of them take it.
+#[doc(hidden)]
+pub fn bodies_taken(body: &[u8], defaults: &Defaults, limits: &Limits) -> usize {
+    let writes = |chat| request::Generation::read(body, chat, "model", defaults, limits).is_ok();
+    let scores = request::Scores::read(body, "model", limits).is_ok();
+    [writes(false), writes(true), scores].into_iter().filter(|&taken| taken).count()
+}
+
 /// Tokens between two looks at who came and who went.
 const STRIDE: usize = 8;
 
