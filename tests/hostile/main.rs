@@ -2,6 +2,7 @@
 //! hangs, or asks for absurd amounts of memory.
 #![allow(clippy::unwrap_used)]
 
+mod child;
 mod damage;
 mod templates;
 mod tokenizers;

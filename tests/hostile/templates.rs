@@ -1,79 +1,19 @@
-//! Chat templates that are written to do harm. Each is rendered in a process of its own, so that a
-//! stack that overflows or memory that runs out is seen as what it is.
+//! Chat templates that are written to do harm.
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use trimtab::text::{ChatTemplate, Message};
 
-/// Where the child finds its template.
-const TEMPLATE: &str = "TRIMTAB_HOSTILE_TEMPLATE";
-/// Bytes of memory that a template may take.
-const MEMORY: usize = 256 << 20;
-/// Processor time that a template may take.
-const TIME: Duration = Duration::from_secs(4);
-
-/// The most memory that this process has had.
-fn peak() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
-}
-
-/// Processor time that this process has had, for itself and in the kernel, which counts in hundredths of a second.
-fn used() -> Duration {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    let fields = stat[stat.rfind(')').unwrap()..].split_whitespace().skip(12).take(2);
-    Duration::from_millis(10 * fields.map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>())
-}
+use crate::child::{given, measured, outcome};
 
 /// Renders the template that the other tests name; nothing if none does.
 #[test]
 fn child() {
-    let Ok(path) = std::env::var(TEMPLATE) else { return };
+    let Some(path) = given() else { return };
     let source = fs::read_to_string(path).unwrap();
     let turn = [Message { role: "user".into(), content: "Hello".into() }];
-    let (before, started) = (peak(), used());
-    let rendered = ChatTemplate::new(&source, Path::new("x"), Vec::new()).render(&turn, None);
-    let (memory, time) = (peak() - before, used() - started);
-    match rendered {
-        Ok(text) => println!("wrote {} bytes", text.len()),
-        Err(error) => println!("refused: {error}"),
-    }
-    println!("{} MiB, {time:?}", memory >> 20);
-    assert!(time < TIME, "{time:?}");
-    assert!(memory < MEMORY, "{} MiB", memory >> 20);
-    println!("in bounds");
-}
-
-/// What a child said of a template, and whether it kept to the bounds.
-fn outcome(source: &str) -> (String, bool) {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), source).unwrap();
-    let mut child = Command::new("sh")
-        .args(["-c", "ulimit -c 0; ulimit -v 2097152; exec \"$@\"", "sh"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "templates::child", "--nocapture"])
-        .env(TEMPLATE, file.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let started = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if started.elapsed() > 15 * TIME {
-            child.kill().unwrap();
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    let is_fine = output.status.success() && said.contains("in bounds");
-    (format!("{} {said}", output.status), is_fine)
+    measured(|| ChatTemplate::new(&source, Path::new("x"), Vec::new()).render(&turn, None));
 }
 
 /// A text many times over, between a front and an end.
@@ -86,7 +26,9 @@ fn many(front: &str, text: &str, count: usize, end: &str) -> String {
 fn all_are_refused(cases: &[(&str, String)]) {
     let mut wrong = String::new();
     for (name, source) in cases {
-        let (said, is_fine) = outcome(source);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), source).unwrap();
+        let (said, is_fine) = outcome("templates::child", file.path());
         if !is_fine || !said.contains("refused: ") {
             let said: String = said.chars().take(600).collect();
             wrong += &format!("{name}: {said}\n");
@@ -289,6 +231,10 @@ fn growing_values_are_refused() {
         ("counted", big("{% set x=big.count('a') %}")),
         ("found", big("{% set x=big.find('abcdefgha') %}")),
         ("compared", big("{% set x=(big == big[:-1] ~ 'x') %}")),
+        ("compared line by line", {
+            let lists = "{% set a=[[1]*200]*500 %}{% set b=[[1]*200]*500 %}";
+            format!("{lists}{}", "{% if [a] == [b] and 0 %}{% endif %}".repeat(50_000))
+        }),
         ("in a text", big("{% set x=('abcdefghx' in big) %}")),
         ("printed to nothing", big("{% set x='%.0s' % big %}")),
         ("percents", big("{% set x='%s' % many %}")),

@@ -32,8 +32,12 @@ pub(super) fn assigned(tokens: &[Token<'_>]) -> Assigned {
 
 /// Whether a tag's block may run more than once.
 pub(super) fn repeats(tokens: &[Token<'_>]) -> bool {
-    let first = tokens.iter().find(|token| token.kind != Kind::Space);
-    first.is_some_and(|first| ["for", "macro"].contains(&first.text))
+    next_is(tokens, &["for", "macro"])
+}
+
+/// Whether a tag works something out that it may then not use.
+pub(super) fn compares(tokens: &[Token<'_>]) -> bool {
+    next_is(tokens, &["if", "for", "call", "filter"])
 }
 
 /// Whether the first token, behind spaces, is one of these.

@@ -4,7 +4,7 @@
 use super::escapes::{Piece, unescaped};
 use super::limits::MAX_SOURCE;
 use super::shape::{
-    Assigned, assigned, assigns, defaults_stand_alone, has_parts, next_is, repeats,
+    Assigned, assigned, assigns, compares, defaults_stand_alone, has_parts, next_is, repeats,
 };
 use super::tokens::{Kind, Tag, Token, raw_end, raw_tag};
 
@@ -128,6 +128,11 @@ impl Writer {
     fn tag(&mut self, tag: &Tag<'_>) -> Result<(), String> {
         self.text.push_str(tag.open);
         let is_block = tag.open.starts_with("{%");
+        // Before the work of a tag that writes nothing, a look at the clock. What the tag says of the space in
+        // front of it, the first tag has to say.
+        if is_block && compares(&tag.tokens) {
+            self.text.push_str(&format!(" set {TICKED} = {TICK}() %}}{{%"));
+        }
         if is_block {
             defaults_stand_alone(&tag.tokens)?;
             self.statement(&tag.tokens)?;
