@@ -86,7 +86,7 @@ fn tokenizers_that_multiply_are_refused() {
         ("pre_tokenizer", sequence("pretokenizers", &byte_level, 30), "64"),
         ("decoder", sequence("decoders", &replace(letter, "aaaaaaaaaa"), 12), "64"),
         ("post_processor", front(1_000_000, 1), "4194304"),
-        ("post_processor", front(1, 1_000_000), "4194304"),
+        ("post_processor", front(1, 100_000), "4194304"),
         ("post_processor", front(1000, 1), "64"),
         ("post_processor", front(3000, 1), "4096"),
         ("post_processor", front(1, 300), "64"),
