@@ -39,8 +39,7 @@ fn gaps(what: &str, table: &FieldTable, lists: &[&Value]) -> Vec<String> {
     gaps
 }
 
-/// Goal: no field that transformers has is ignored because nobody thought of it, and no folder is refused for a
-/// default.
+/// Goal: no field that transformers has is forgotten, and no folder is refused for a default.
 #[test]
 fn every_field_of_transformers_is_known() {
     let all = golden("settings.json");

@@ -8,9 +8,9 @@ pub const SMALL: usize = 512;
 pub const CROWD: usize = 512;
 /// Ticks of small searches alone between two ticks of all.
 pub const ALONE: usize = 3;
-/// Of so many slots, small searches get as many again as one.
+/// Small searches get one more slot for each of this many slots.
 const SLOTS: usize = 4;
-/// Of so many pages, one is kept for small searches.
+/// One page of this many is kept for small searches.
 const PAGES: usize = 8;
 
 /// Room for those that are admitted in order, or for those that overtake.
