@@ -15,7 +15,7 @@ use crate::tensor::{HostMatrix, bf16};
 
 /// What a family calls its tensors. With `.weight` and `.bias` left out where both may exist.
 pub struct Names {
-    /// In front of every name but the head's; some files leave it out ([`Places`]).
+    /// In front of every name but the head's; some files leave it out (`Places` in files.rs).
     pub prefix: &'static str,
     /// `[vocab, width]`
     pub embedding: &'static str,
