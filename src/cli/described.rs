@@ -72,11 +72,10 @@ impl Described {
             ));
         }
         let ends = config.ends.all(tokenizer.eos().filter(has_row));
-        let described = Self { folder: folder.to_owned(), config, tokenizer, ends, notes };
-        let remark = described.ends_remark();
-        let notes =
-            Notes { remarks: [described.notes.remarks, remark].concat(), ..described.notes };
-        Ok(Self { notes, ..described })
+        if differ(&ends) {
+            notes.remark("its files differ in the tokens that end a text; each of them does");
+        }
+        Ok(Self { folder: folder.to_owned(), config, tokenizer, ends, notes })
     }
 
     /// The same, with its warnings written to stderr, each once in a process.
@@ -118,13 +117,25 @@ impl Described {
         let name = self.tokenizer.name(end.id).unwrap_or("?");
         format!("{name} ({}), named by {}", end.id, end.sources.join(" and "))
     }
+}
 
-    /// Where the files that name end tokens do not name the same ones.
-    fn ends_remark(&self) -> Vec<String> {
-        let most = self.ends.iter().map(|end| end.sources.len()).max().unwrap_or(0);
-        if self.ends.iter().all(|end| end.sources.len() == most) {
-            return Vec::new();
-        }
-        vec!["its files differ in the tokens that end a text; each of them does".into()]
+/// Whether some file names other end tokens than another.
+fn differ(ends: &[EndToken]) -> bool {
+    let files: BTreeSet<_> = ends.iter().flat_map(|end| &end.sources).collect();
+    ends.iter().any(|end| end.sources.len() < files.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_differ_that_name_one_token_each() {
+        let end = |id, sources: &[&'static str]| EndToken { id, sources: sources.to_vec() };
+        let (one, other) = ("config.json", "tokenizer_config.json");
+        assert!(!differ(&[]) && !differ(&[end(1, &[one]), end(2, &[one])]));
+        assert!(!differ(&[end(1, &[one, other]), end(2, &[one, other])]));
+        assert!(differ(&[end(1, &[one]), end(2, &[other])]));
+        assert!(differ(&[end(1, &[one, other]), end(2, &[one])]));
     }
 }
