@@ -40,15 +40,27 @@ fn sources(kernels: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Name and parameters of every `extern "C" __global__ void … name(const Params p)`.
-fn entries(file: &Path) -> Vec<(String, String)> {
+struct Entry {
+    name: String,
+    params: String,
+    early: bool,
+}
+
+/// Every `extern "C" __global__ void … name(const Params p)`, and every one with `EARLY` before
+/// `__global__`, which may start before the kernel in front of it is done.
+fn entries(file: &Path) -> Vec<Entry> {
     let text = fs::read_to_string(file).expect("a kernel file can be read");
-    let heads = text.split("extern \"C\" __global__ void").skip(1);
+    let heads = text.split("extern \"C\" ").skip(1);
     let entries = heads.map(|head| {
+        let (early, head) = match head.strip_prefix("EARLY ") {
+            Some(head) => (true, head),
+            None => (false, head),
+        };
+        let head = head.strip_prefix("__global__ void").expect("a kernel is a __global__ void");
         let (before, after) = head.split_once("(const ").expect("a kernel takes (const Params p)");
         let name = before.split_whitespace().last().expect("a kernel has a name");
         let params = after.split_whitespace().next().expect("a kernel takes (const Params p)");
-        (name.to_owned(), params.to_owned())
+        Entry { name: name.to_owned(), params: params.to_owned(), early }
     });
     entries.collect()
 }
@@ -68,24 +80,25 @@ fn includes(kernels: &Path, files: &[PathBuf]) -> String {
 fn emulator(kernels: &Path, files: &[PathBuf], out: &Path) {
     let mut text = includes(kernels, files);
     text.push_str(
-        "struct Kernel { const char *name; void (*run)(const void *); size_t params; };\n",
+        "struct Kernel { const char *name; void (*run)(const void *); size_t params; bool early; };\n",
     );
     text.push_str("extern \"C\" const Kernel trimtab_emulator_kernels[] = {\n");
     let mut names = String::from("&[\n");
-    for (name, params) in files.iter().flat_map(|file| entries(file)) {
+    for Entry { name, params, early } in files.iter().flat_map(|file| entries(file)) {
         writeln!(
             text,
             "  {{\"{name}\", [](const void *p) {{ {name}(*static_cast<const {params} *>(p)); }}, \
-             sizeof({params})}},"
+             sizeof({params}), {early}}},"
         )
         .expect("a string grows");
-        writeln!(names, "    \"{name}\",").expect("a string grows");
+        writeln!(names, "    Kernel {{ name: \"{name}\", early: {early} }},")
+            .expect("a string grows");
     }
-    text.push_str("  {nullptr, nullptr, 0}};\n");
+    text.push_str("  {nullptr, nullptr, 0, false}};\n");
     names.push(']');
     let table = out.join("emulated_kernels.cpp");
     fs::write(&table, text).expect("OUT_DIR can be written");
-    fs::write(out.join("kernel_names.rs"), names).expect("OUT_DIR can be written");
+    fs::write(out.join("kernels.rs"), names).expect("OUT_DIR can be written");
     let mut build = cc::Build::new();
     println!("cargo::rerun-if-env-changed=TRIMTAB_SANITIZE");
     // tools/sanitize.sh; rustc links with -nodefaultlibs, so the runtime has to be named.

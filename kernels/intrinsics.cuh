@@ -2,6 +2,29 @@
 // emulator compiles instead.
 #pragma once
 
+// Marks a kernel that may start before the one in front of it is done: `extern "C" EARLY __global__
+// void name(const Params p)`. What such a kernel owes is in README.md.
+#define EARLY
+
+// Waits until the kernel in front is done and what it wrote can be read; at once if there is none to
+// wait for. Without it before sm_90, where no kernel starts early.
+__device__ inline void wait_for_previous() {
+#ifdef TRIMTAB_EMULATOR
+  emulator::wait_for_previous();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the kernel behind this one start, once all blocks have called it or are done.
+__device__ inline void start_next() {
+#ifdef TRIMTAB_EMULATOR
+  emulator::start_next();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // bf16 is the upper half of an f32; rounding is to the nearest, ties to even.
 
 __device__ inline float to_float(bf16 value) {

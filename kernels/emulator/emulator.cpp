@@ -381,6 +381,10 @@ void copy_wait(unsigned groups) {
   }
 }
 
+void wait_for_previous() {}
+
+void start_next() {}
+
 }  // namespace emulator
 
 // ---- what Rust calls ----

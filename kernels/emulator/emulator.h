@@ -48,6 +48,8 @@ void load_transposed(unsigned (&pairs)[4], const void *row);
 void copy_async(void *shared, const void *global, bool valid);
 void copy_commit();
 void copy_wait(unsigned groups);
+void wait_for_previous();
+void start_next();
 
 inline void require_all(unsigned mask) {
   if (mask != 0xffffffffu) fail("a warp collective without all lanes: mask %x", mask);

@@ -7,14 +7,25 @@ use super::replay::Launcher;
 use crate::backend::Room;
 use crate::error::Result;
 
-/// The names of all kernels, found by build.rs.
-pub const KERNELS: &[&str] = include!(concat!(env!("OUT_DIR"), "/kernel_names.rs"));
+/// A kernel as its source declares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// What it is found by.
+    pub name: &'static str,
+    /// Marked `EARLY`: it waits by itself for the kernel in front of it.
+    pub early: bool,
+}
+
+/// All kernels, found by build.rs.
+pub const KERNELS: &[Kernel] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// One launch of a kernel, apart from its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// One of [`KERNELS`].
+    /// The name of one of [`KERNELS`].
     pub kernel: &'static str,
+    /// It may start before the launch in front of it in its queue is done.
+    pub early: bool,
     /// Blocks in x, y and z, none of them 0.
     pub grid: [u32; 3],
     /// Threads of a block, whole warps.
@@ -25,7 +36,7 @@ pub struct Launch {
 
 impl Display for Launch {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { kernel, grid: [x, y, z], threads, shared_bytes } = self;
+        let Self { kernel, grid: [x, y, z], threads, shared_bytes, .. } = self;
         write!(
             f,
             "{kernel} over {x} x {y} x {z} blocks of {threads} threads with {shared_bytes} bytes"
@@ -55,6 +66,9 @@ pub trait Device: Launcher + Send + Sync + Sized + 'static {
 
     /// Bytes of shared memory that a block can have.
     fn shared_bytes(&self) -> usize;
+
+    /// True if this kernel may start here before the one in front of it is done.
+    fn starts_early(&self, kernel: &'static str) -> bool;
 
     /// The memory that there is, where that is known.
     fn room(&self) -> Option<Room>;

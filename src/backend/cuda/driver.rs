@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::result;
 use cudarc::driver::sys;
 
-use super::device::{Device, KERNELS, Launch};
+use super::device::{Device, KERNELS, Kernel, Launch};
 use super::gpus::{Gpu, gpus, refusal, refused, unavailable};
 use super::graph::Graph;
 use super::replay::{Launcher, Step};
@@ -45,7 +45,14 @@ struct Opened {
     context: sys::CUcontext,
     /// As whoever looks for the launch at fault asks for: no graphs.
     one_by_one: bool,
-    functions: HashMap<&'static str, sys::CUfunction>,
+    functions: HashMap<&'static str, Function>,
+}
+
+/// A kernel as it was loaded.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    early: bool,
 }
 
 /// The first GPU: one stream on it.
@@ -105,7 +112,9 @@ impl Driver {
         let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         // SAFETY: the device exists.
         let shared = unsafe { result::device::get_attribute(device, which) }.map_err(opening())?;
-        let functions = load(fatbin, shared)?;
+        // For measuring: without it every kernel waits for the one in front to be done.
+        let early = std::env::var_os("TRIMTAB_EARLY").is_none_or(|value| value != "0");
+        let functions = load(fatbin, shared, early && gpu.capability >= (9, 0))?;
         let (multiprocessors, shared_bytes) = (count as usize, shared as usize);
         let one_by_one = std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value == "1");
         let opened = Opened { multiprocessors, shared_bytes, gpu, context, one_by_one, functions };
@@ -131,7 +140,7 @@ impl Driver {
     }
 
     fn function(&self, launch: &Launch) -> sys::CUfunction {
-        self.opened.functions[launch.kernel]
+        self.opened.functions[launch.kernel].handle
     }
 
     fn launched(&self, launch: Launch) {
@@ -168,21 +177,32 @@ impl Launcher for Driver {
 
     unsafe fn launch(&self, step: &Step) -> Result<()> {
         self.enter()?;
-        let Launch { grid: [x, y, z], threads, shared_bytes, .. } = step.launch;
+        let Launch { early, grid: [x, y, z], threads, shared_bytes, .. } = step.launch;
+        let mut early_start = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes as u32,
+            hStream: self.stream,
+            attrs: &raw mut early_start,
+            numAttrs: u32::from(early),
+        };
+        let (function, nothing) = (self.function(&step.launch), std::ptr::null_mut());
         let mut arguments = [step.params().cast_mut()];
         // SAFETY: the caller vouches for the parameters, which the driver copies at once.
         let result = unsafe {
-            result::launch_kernel(
-                self.function(&step.launch),
-                (x, y, z),
-                (threads, 1, 1),
-                shared_bytes as u32,
-                self.stream,
-                &mut arguments,
-            )
+            sys::cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), nothing)
         };
         self.launched(step.launch);
-        result.map_err(|error| refusal(format!("launching {}", step.launch), error))
+        result.result().map_err(|error| refusal(format!("launching {}", step.launch), error))
     }
 
     unsafe fn record(&self, steps: &[Step]) -> Result<Graph> {
@@ -236,12 +256,15 @@ impl Drop for Driver {
     }
 }
 
-/// All kernels of the fat binary, allowed `shared` bytes of dynamic shared memory.
-fn load(fatbin: &[u8], shared: i32) -> Result<HashMap<&'static str, sys::CUfunction>> {
+/// All kernels of the fat binary, allowed `shared` bytes of dynamic shared memory; those marked so start
+/// early if any may.
+fn load(fatbin: &[u8], shared: i32, early: bool) -> Result<HashMap<&'static str, Function>> {
     // SAFETY: nvcc made the image; the module lives as long as the process.
     let module = unsafe { result::module::load_data(fatbin.as_ptr().cast()) };
     let module = module.map_err(refused("loading the kernels"))?;
-    let find = |&name: &&'static str| {
+    // For measuring: percent of a processor's fast memory that is shared memory.
+    let carveout = std::env::var("TRIMTAB_CARVEOUT").ok().and_then(|value| value.parse().ok());
+    let find = |&Kernel { name, early: marked }: &Kernel| {
         let c_name = CString::new(name).expect("kernels have ASCII names");
         let refused = || refused(format!("loading the kernel {name}"));
         // SAFETY: the module was just loaded.
@@ -250,7 +273,14 @@ fn load(fatbin: &[u8], shared: i32) -> Result<HashMap<&'static str, sys::CUfunct
         // SAFETY: the function was just found.
         unsafe { result::function::set_function_attribute(function, which, shared) }
             .map_err(refused())?;
-        Ok((name, function))
+        if let Some(percent) = carveout {
+            let which =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: as above.
+            unsafe { result::function::set_function_attribute(function, which, percent) }
+                .map_err(refused())?;
+        }
+        Ok((name, Function { handle: function, early: early && marked }))
     };
     KERNELS.iter().map(find).collect()
 }
@@ -277,6 +307,10 @@ impl Device for Driver {
 
     fn shared_bytes(&self) -> usize {
         self.opened.shared_bytes
+    }
+
+    fn starts_early(&self, kernel: &'static str) -> bool {
+        self.opened.functions[kernel].early
     }
 
     fn room(&self) -> Option<Room> {

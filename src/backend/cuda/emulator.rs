@@ -24,6 +24,7 @@ struct Kernel {
     name: *const c_char,
     run: Option<Run>,
     params_bytes: usize,
+    early: bool,
 }
 
 unsafe extern "C" {
@@ -183,6 +184,10 @@ impl Device for Emulator {
 
     fn shared_bytes(&self) -> usize {
         self.shared_bytes
+    }
+
+    fn starts_early(&self, kernel: &'static str) -> bool {
+        self.machine.kernels[kernel].early
     }
 
     fn room(&self) -> Option<Room> {

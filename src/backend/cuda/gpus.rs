@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 use crate::error::{Error, Result};
 
 /// The functions of libcuda that are used here; cudarc panics at one that is missing.
-const FUNCTIONS: [&CStr; 37] = [
+const FUNCTIONS: [&CStr; 38] = [
     c"cuInit",
     c"cuDeviceGetCount",
     c"cuDeviceGet",
@@ -36,10 +36,11 @@ const FUNCTIONS: [&CStr; 37] = [
     c"cuMemsetD8Async",
     c"cuMemcpyHtoDAsync_v2",
     c"cuMemcpyDtoHAsync_v2",
-    c"cuLaunchKernel",
+    c"cuLaunchKernelEx",
     c"cuGraphCreate",
     c"cuGraphDestroy",
     c"cuGraphAddKernelNode_v2",
+    c"cuGraphAddDependencies_v2",
     c"cuGraphInstantiateWithFlags",
     c"cuGraphExecKernelNodeSetParams_v2",
     c"cuGraphLaunch",

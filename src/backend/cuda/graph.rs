@@ -32,7 +32,8 @@ impl Drop for Template {
 }
 
 impl Graph {
-    /// Records launches of these functions, each after the one before.
+    /// Records launches of these functions, each after the one before; one that may start early begins
+    /// once all blocks of the one before let it.
     ///
     /// # Safety
     /// The context must be set, and the steps' parameters those of the functions.
@@ -44,14 +45,19 @@ impl Graph {
         let mut nodes: Vec<sys::CUgraphNode> = Vec::with_capacity(steps.len());
         for &(function, step) in steps {
             let mut node = ptr::null_mut();
-            let before = nodes.last().map_or(ptr::null(), ptr::from_ref);
-            let count = usize::from(!nodes.is_empty());
             with_params(function, step, |params| {
                 // SAFETY: as the caller vouches; parameters are copied at once.
                 unsafe {
-                    sys::cuGraphAddKernelNode_v2(&raw mut node, template.0, before, count, params)
+                    sys::cuGraphAddKernelNode_v2(&raw mut node, template.0, ptr::null(), 0, params)
                 }
             })?;
+            if let Some(before) = nodes.last() {
+                let edge = edge(step.launch.early);
+                let (from, to, edge) = (ptr::from_ref(before), &raw const node, &raw const edge);
+                // SAFETY: both nodes are the graph's; the three lists have one item each.
+                unsafe { sys::cuGraphAddDependencies_v2(template.0, from, to, edge, 1) }
+                    .result()?;
+            }
             nodes.push(node);
         }
         let mut exec = ptr::null_mut();
@@ -91,6 +97,19 @@ impl Drop for Graph {
         // SAFETY: nobody else has it; one that is running is destroyed once it is done.
         let _ = unsafe { sys::cuGraphExecDestroy(self.exec) };
     }
+}
+
+/// What a launch waits for: the end of the one before it, or, if it may start early, that all blocks of
+/// the one before let it.
+fn edge(early: bool) -> sys::CUgraphEdgeData {
+    let (port, kind) = if early {
+        let kind = sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC;
+        (sys::CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC, kind)
+    } else {
+        let kind = sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_DEFAULT;
+        (sys::CU_GRAPH_KERNEL_NODE_PORT_DEFAULT, kind)
+    };
+    sys::CUgraphEdgeData { from_port: port as u8, to_port: 0, type_: kind as u8, reserved: [0; 5] }
 }
 
 fn with_params(

@@ -25,7 +25,7 @@ mod sample;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Matrix};
-pub use device::{Device, KERNELS, Launch};
+pub use device::{Device, KERNELS, Kernel, Launch};
 pub use driver::{Driver, missing_kernels};
 pub use emulator::Emulator;
 pub use gpus::{Gpu, gpus};
@@ -115,7 +115,8 @@ impl<D: Device> CudaBackend<D> {
             return Ok(());
         }
         let grid = grid.map(|side| u32::try_from(side).expect("a grid fits in u32"));
-        let step = Step::new(Launch { kernel, grid, threads, shared_bytes }, params);
+        let early = self.device().starts_early(kernel);
+        let step = Step::new(Launch { kernel, early, grid, threads, shared_bytes }, params);
         // SAFETY: the caller vouches for it.
         unsafe { self.queue.launch(step) }
     }

@@ -4,6 +4,9 @@
 //!
 //! Launches are held back for as long as they are those of a known sequence. Whatever else is asked of
 //! the queue releases them first ([`Replay::cut`]), one by one, so their order is never changed.
+//!
+//! A launch starts early only behind another launch of the same sequence: in front of a sequence's first
+//! one may stand a copy, or a wait for another queue.
 
 use std::ffi::c_void;
 use std::fmt::Debug;
@@ -158,8 +161,9 @@ impl<G> Replay<G> {
     ///
     /// # Safety
     /// As [`Launcher::launch`], until the next cut.
-    pub unsafe fn launch(&mut self, on: &impl Launcher<Graph = G>, step: Step) -> Result<()> {
+    pub unsafe fn launch(&mut self, on: &impl Launcher<Graph = G>, mut step: Step) -> Result<()> {
         self.tell()?;
+        step.launch.early &= self.held.count > 0 || !self.launched.is_empty();
         if self.launched.is_empty() && self.follow(&step) {
             let place = &self.known[self.held.known].steps[self.held.count];
             if *place != step {
@@ -348,8 +352,8 @@ mod tests {
     }
 
     fn step(grid: u32, param: u64) -> Step {
-        let launch = Launch { kernel: "rope", grid: [grid, 1, 1], threads: 32, shared_bytes: 0 };
-        Step::new(launch, &param)
+        let (kernel, grid) = ("rope", [grid, 1, 1]);
+        Step::new(Launch { kernel, early: false, grid, threads: 32, shared_bytes: 0 }, &param)
     }
 
     /// Goal: whatever comes in whatever order, all of it is launched, in order and with its own
@@ -435,6 +439,30 @@ mod tests {
             started += u32::from(replay.end(&on).unwrap());
         }
         assert_eq!((on.recorded.get(), started), (2, 5));
+    }
+
+    /// Goal: a launch starts early only right behind another one: not behind a cut nor behind the end of
+    /// a sequence, launched one by one as well as in graphs.
+    #[test]
+    fn first_after_a_cut_is_not_early() {
+        let (on, mut replay) = (Notes::default(), Replay::default());
+        for round in 0..6 {
+            for grid in 1..=10 {
+                let mut step = step(grid, round);
+                step.launch.early = grid != 5;
+                // SAFETY: nothing is launched.
+                unsafe { replay.launch(&on, step).unwrap() };
+                if round == 4 && grid == 3 {
+                    replay.cut(&on).unwrap();
+                }
+            }
+            let started = replay.end(&on).unwrap();
+            assert_eq!(started, ![0, 4].contains(&round), "round {round}");
+        }
+        for (index, step) in on.launched.borrow().iter().enumerate() {
+            let late = [1, 5].contains(&step.launch.grid[0]) || index == 43;
+            assert_eq!(step.launch.early, !late, "launch {index}");
+        }
     }
 
     /// Goal: an error that showed where nobody asked for results reaches whoever asks next, with what
