@@ -181,6 +181,10 @@ impl Device for Refusing {
         self.0.shared_bytes()
     }
 
+    fn starts_early(&self, kernel: &'static str) -> bool {
+        self.0.starts_early(kernel)
+    }
+
     fn room(&self) -> Option<Room> {
         None
     }
