@@ -1,7 +1,10 @@
-// Runs a kernel's blocks one after another, in a shuffled order, and the threads of a block as
-// fibers that switch at barriers and warp collectives, the next one drawn at random. Shared memory
-// is poisoned before each block, and so is the target of an asynchronous copy until it is waited
-// for: what reads too early reads NaNs. A barrier that not all threads reach ends the process.
+// Runs a kernel's blocks in a shuffled order, and the threads of a block as fibers that switch at
+// barriers and warp collectives, the next one drawn at random among those of all blocks alive. Shared
+// memory is poisoned before each block, and so is the target of an asynchronous copy until it is
+// waited for: what reads too early reads NaNs. A barrier that not all threads reach ends the process.
+//
+// Blocks run one after another, but for those of an early launch that begin before the launch in
+// front of it: they sleep where they wait for it, and go on together once it is done.
 
 #include "emulator.h"
 
@@ -10,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
+#include <memory>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vector>
@@ -95,7 +99,7 @@ void prepare(Context &context, char *stack, void (*entry)()) {
 }
 #endif
 
-// ---- one block ----
+// ---- launches, blocks and fibers ----
 
 struct Copy {
   void *to;
@@ -109,8 +113,10 @@ struct Fiber {
   char *stack = nullptr;
   unsigned thread = 0;
   bool started = false;
+  bool waited = false;  // for the launch in front
   const char *waits_at = nullptr;
   std::deque<Copy> copies;
+  std::vector<char> taken;  // what copies have read before the launch in front
   unsigned group = 0;  // of the next copy
 };
 
@@ -120,28 +126,38 @@ struct Warp {
   const char *site = nullptr;
 };
 
-struct Launch {
-  const char *kernel = nullptr;
-  void (*run)(const void *) = nullptr;
-  const void *params = nullptr;
-};
+struct Launch;
 
-struct State {
-  Launch launch;
-  uint64_t random = 1;
-  Context scheduler;
+// A block that is alive, or the room for one.
+struct Block {
+  Launch *launch = nullptr;
+  Index index{};
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<unsigned> runnable;
-  std::vector<char *> stacks;  // not in use
+  std::vector<unsigned> asleep;  // until the launch in front is done
   unsigned threads = 0, ended = 0, at_barrier = 0;
   const char *barrier_site = nullptr;
-  Fiber *current = nullptr;
   char *shared = nullptr;
-  const void *host_stack = nullptr;
-  size_t host_stack_bytes = 0;
-  size_t shared_bytes = 0;
-  uint64_t copied_bytes = 0;
+
+  ~Block() {
+    if (shared) munmap(shared, SHARED_BYTES + BEYOND_SHARED_BYTES);
+  }
+};
+
+struct Launch {
+  const char *kernel;
+  void (*run)(const void *);
+  const void *params;
+  bool early;  // its threads must wait for the launch in front
+  Index grid;
+  unsigned threads;
+  size_t shared_bytes;
+  uint64_t random;
+  bool ahead;  // of a launch that is not done
+  std::vector<unsigned> blocks;  // still to begin, the last one first
+  std::vector<std::unique_ptr<Block>> alive;
+  uint64_t copied_bytes;
 
   // xorshift64*
   unsigned below(unsigned bound) {
@@ -150,6 +166,15 @@ struct State {
     random ^= random >> 27;
     return unsigned(((random * 0x2545F4914F6CDD1Dull) >> 32) * bound >> 32);
   }
+};
+
+// What a host thread keeps from launch to launch.
+struct State {
+  Context scheduler;
+  std::vector<char *> stacks;                  // not in use
+  std::vector<std::unique_ptr<Block>> blocks;  // not in use
+  const void *host_stack = nullptr;
+  size_t host_stack_bytes = 0;
 
   ~State() {
     for (char *stack : stacks) {
@@ -159,13 +184,16 @@ struct State {
 #endif
       munmap(stack, STACK_BYTES);
     }
-    if (shared) munmap(shared, SHARED_BYTES + BEYOND_SHARED_BYTES);
   }
 };
 
 // The host thread's own; made at its first launch.
 thread_local State host_state;
 __thread State *state;
+// Whose fiber runs, or the launch in hand.
+__thread Launch *launch;
+__thread Block *block;
+__thread Fiber *current;
 
 char *map(size_t bytes) {
   void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -174,7 +202,7 @@ char *map(size_t bytes) {
 }
 
 void to_scheduler(bool for_good) {
-  Fiber &fiber = *state->current;
+  Fiber &fiber = *current;
 #if defined(__SANITIZE_ADDRESS__)
   void *fake = nullptr;
   __sanitizer_start_switch_fiber(for_good ? nullptr : &fake, state->host_stack,
@@ -192,14 +220,15 @@ void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &state->host_stack, &state->host_stack_bytes);
 #endif
-  state->launch.run(state->launch.params);
-  state->ended++;
-  state->current->started = false;
+  launch->run(launch->params);
+  if (launch->early && !current->waited) fail("ends and has not waited for the launch in front");
+  block->ended++;
+  current->started = false;
   to_scheduler(true);
 }
 
-void resume(Fiber &fiber) {
-  state->current = &fiber;
+__forceinline__ void resume(Fiber &fiber) {
+  current = &fiber;
   thread_idx = {fiber.thread, 0, 0};
   if (!fiber.started) {
     if (state->stacks.empty()) state->stacks.push_back(map(STACK_BYTES));
@@ -224,35 +253,87 @@ void resume(Fiber &fiber) {
 }
 
 void wait_at(const char *site) {
-  state->current->waits_at = site;
+  current->waits_at = site;
   to_scheduler(false);
 }
 
-void run_block() {
-  memset(state->shared, POISON, state->shared_bytes);
-  state->ended = state->at_barrier = 0;
-  state->runnable.clear();
-  for (unsigned thread = 0; thread < state->threads; thread++) {
-    Fiber &fiber = state->fibers[thread];
+void enter(Block *other) {
+  block = other;
+  block_idx = block->index;
+}
+
+// Begins the launch's next block: all of its fibers can run.
+void begin_block() {
+  if (state->blocks.empty()) state->blocks.push_back(std::make_unique<Block>());
+  launch->alive.push_back(std::move(state->blocks.back()));
+  state->blocks.pop_back();
+  enter(launch->alive.back().get());
+  unsigned at = launch->blocks.back();
+  launch->blocks.pop_back();
+  Index grid = launch->grid;
+  block->index = block_idx = {at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y};
+  if (block->launch != launch) {
+    if (!block->shared) block->shared = map(SHARED_BYTES + BEYOND_SHARED_BYTES);
+    memset(block->shared + launch->shared_bytes, POISON, BEYOND_SHARED_BYTES);
+    block->launch = launch;
+    block->threads = launch->threads;
+    block->fibers.resize(launch->threads);
+    block->warps.resize(launch->threads / 32);
+  }
+  memset(block->shared, POISON, launch->shared_bytes);
+  block->ended = block->at_barrier = 0;
+  block->runnable.clear();
+  block->asleep.clear();
+  for (unsigned thread = 0; thread < block->threads; thread++) {
+    Fiber &fiber = block->fibers[thread];
     fiber.thread = thread;
+    fiber.waited = false;
     fiber.copies.clear();
     fiber.group = 0;
-    state->runnable.push_back(thread);
+    block->runnable.push_back(thread);
   }
-  for (Warp &warp : state->warps) warp.arrived = 0;
-  while (!state->runnable.empty()) {
-    unsigned pick = state->below(unsigned(state->runnable.size()));
-    unsigned thread = state->runnable[pick];
-    state->runnable[pick] = state->runnable.back();
-    state->runnable.pop_back();
-    resume(state->fibers[thread]);
+  for (Warp &warp : block->warps) warp.arrived = 0;
+}
+
+__forceinline__ void resume_at(Block &block, unsigned pick) {
+  unsigned thread = block.runnable[pick];
+  block.runnable[pick] = block.runnable.back();
+  block.runnable.pop_back();
+  resume(block.fibers[thread]);
+}
+
+// Runs the fibers of all blocks alive until none can go on.
+void run_alive() {
+  if (launch->alive.size() == 1) {
+    Block &only = *launch->alive[0];
+    Launch &draws = *launch;
+    while (!only.runnable.empty()) resume_at(only, draws.below(unsigned(only.runnable.size())));
+    return;
   }
-  if (state->ended == state->threads) return;
-  for (Fiber &fiber : state->fibers) {
-    if (!fiber.waits_at) continue;
-    fail("thread %u waits for ever at %s; %u of %u threads have ended", fiber.thread,
-         fiber.waits_at, state->ended, state->threads);
+  for (;;) {
+    size_t runnable = 0;
+    for (auto &one : launch->alive) runnable += one->runnable.size();
+    if (runnable == 0) return;
+    size_t pick = launch->below(unsigned(runnable)), at = 0;
+    while (pick >= launch->alive[at]->runnable.size()) pick -= launch->alive[at++]->runnable.size();
+    enter(launch->alive[at].get());
+    resume_at(*block, unsigned(pick));
   }
+}
+
+// All blocks alive must have ended; their room is free again.
+void end_alive() {
+  for (auto &one : launch->alive) {
+    enter(one.get());
+    for (Fiber &fiber : block->fibers) {
+      if (block->ended == block->threads) break;
+      if (!fiber.waits_at) continue;
+      fail("thread %u waits for ever at %s; %u of %u threads have ended", fiber.thread,
+           fiber.waits_at, block->ended, block->threads);
+    }
+    state->blocks.push_back(std::move(one));
+  }
+  launch->alive.clear();
 }
 
 // Equal literals are mostly, but not always, one object.
@@ -271,7 +352,7 @@ void execute(const Copy &copy) {
 struct sigaction previous_action;
 
 void on_segmentation_fault(int signal, siginfo_t *info, void *context) {
-  if (state && state->current) {
+  if (current) {
     fail("reads or writes at address %p, outside of all buffers", info->si_addr);
   }
   // Not ours: whoever was there before, or the default.
@@ -297,7 +378,7 @@ void install_handler() {
 
 }  // namespace
 
-char *shared_memory() { return state->shared; }
+char *shared_memory() { return block->shared; }
 
 void fail(const char *format, ...) {
   char text[512];
@@ -306,36 +387,36 @@ void fail(const char *format, ...) {
   vsnprintf(text, sizeof text, format, args);
   va_end(args);
   fprintf(stderr, "emulator: kernel %s, block (%u, %u, %u), thread %u: %s\n",
-          state && state->launch.kernel ? state->launch.kernel : "none", block_idx.x, block_idx.y, block_idx.z,
-          thread_idx.x, text);
+          launch ? launch->kernel : "none", block_idx.x, block_idx.y, block_idx.z, thread_idx.x,
+          text);
   fflush(stderr);
   abort();
 }
 
 void sync_threads(const char *site) {
-  if (state->at_barrier == 0) {
-    state->barrier_site = site;
-  } else if (differ(state->barrier_site, site)) {
-    fail("is at the barrier %s while others are at %s", site, state->barrier_site);
+  if (block->at_barrier == 0) {
+    block->barrier_site = site;
+  } else if (differ(block->barrier_site, site)) {
+    fail("is at the barrier %s while others are at %s", site, block->barrier_site);
   }
-  state->at_barrier++;
-  if (state->at_barrier + state->ended > state->threads) fail("too many threads at %s", site);
-  if (state->at_barrier < state->threads) {
+  block->at_barrier++;
+  if (block->at_barrier + block->ended > block->threads) fail("too many threads at %s", site);
+  if (block->at_barrier < block->threads) {
     wait_at(site);
     return;
   }
-  state->at_barrier = 0;
-  for (unsigned thread = 0; thread < state->threads; thread++) {
-    if (thread != thread_idx.x) state->runnable.push_back(thread);
+  block->at_barrier = 0;
+  for (unsigned thread = 0; thread < block->threads; thread++) {
+    if (thread != thread_idx.x) block->runnable.push_back(thread);
   }
   // The last one to arrive has no right to go first.
-  state->runnable.push_back(thread_idx.x);
+  block->runnable.push_back(thread_idx.x);
   wait_at(nullptr);
 }
 
 void warp_collective(const char *site, void *data, void (*apply)(void *const *lanes)) {
   unsigned thread = thread_idx.x;
-  Warp &warp = state->warps[thread / 32];
+  Warp &warp = block->warps[thread / 32];
   if (warp.arrived == 0) {
     warp.site = site;
   } else if (differ(warp.site, site)) {
@@ -349,13 +430,13 @@ void warp_collective(const char *site, void *data, void (*apply)(void *const *la
   warp.arrived = 0;
   apply(warp.lanes);
   unsigned first = thread / 32 * 32;
-  for (unsigned lane = first; lane < first + 32; lane++) state->runnable.push_back(lane);
+  for (unsigned lane = first; lane < first + 32; lane++) block->runnable.push_back(lane);
   wait_at(nullptr);
 }
 
 void require_shared(const void *address) {
   auto *at = static_cast<const char *>(address);
-  if (at < state->shared || at + 16 > state->shared + state->shared_bytes) {
+  if (at < block->shared || at + 16 > block->shared + launch->shared_bytes) {
     fail("takes %p for 16 bytes of shared memory", address);
   }
   if (uintptr_t(address) % 16) fail("takes %p for aligned to 16 bytes", address);
@@ -366,67 +447,110 @@ void copy_async(void *shared, const void *global, bool valid) {
   if (valid && uintptr_t(global) % 16) {
     fail("copies 16 bytes from %p, which is not aligned", global);
   }
-  if (valid) state->copied_bytes += 16;
+  if (valid) launch->copied_bytes += 16;
   memset(shared, POISON, 16);
-  state->current->copies.push_back({shared, global, valid, state->current->group});
+  current->copies.push_back({shared, global, valid, current->group});
 }
 
-void copy_commit() { state->current->group++; }
+void copy_commit() { current->group++; }
 
 void copy_wait(unsigned groups) {
-  Fiber &fiber = *state->current;
+  Fiber &fiber = *current;
   while (!fiber.copies.empty() && fiber.copies.front().group + groups < fiber.group) {
     execute(fiber.copies.front());
     fiber.copies.pop_front();
   }
 }
 
-void wait_for_previous() {}
+void wait_for_previous() {
+  current->waited = true;
+  if (!launch->ahead) return;
+  // What was asked for before the wait may have been read at once.
+  current->taken.resize(16 * current->copies.size());
+  char *taken = current->taken.data();
+  for (Copy &copy : current->copies) {
+    if (copy.valid) memcpy(taken, copy.from, 16);
+    copy.from = taken;
+    taken += 16;
+  }
+  block->asleep.push_back(thread_idx.x);
+  wait_at("wait_for_previous");
+}
 
-void start_next() {}
+void start_next() {
+  if (!current->waited) fail("starts the next launch before it has waited for the one in front");
+}
 
 }  // namespace emulator
 
 // ---- what Rust calls ----
 
-// Runs `run(params)` on every thread of the grid. The same seed gives the same order. Returns how
-// many bytes asynchronous copies have read.
-extern "C" uint64_t trimtab_emulator_launch(const char *kernel, void (*run)(const void *),
-                                            const void *params, const unsigned *grid,
-                                            unsigned threads, size_t shared_bytes, uint64_t seed) {
+// A launch of `run(params)` on every thread of the grid, which trimtab_emulator_finish ends; until
+// then the same host thread may end the launch in front of it. If `ahead` of that one, some blocks run
+// now, up to where they wait for it. The same seed gives the same order.
+extern "C" void *trimtab_emulator_begin(const char *kernel, void (*run)(const void *), bool early,
+                                        const void *params, const unsigned *grid, unsigned threads,
+                                        size_t shared_bytes, uint64_t seed, bool ahead) {
   using namespace emulator;
   install_handler();
   state = &host_state;
-  state->launch = {kernel, run, params};
-  state->copied_bytes = 0;
-  state->random = seed * 0x9E3779B97F4A7C15ull | 1;
-  state->threads = threads;
-  state->fibers.resize(threads);
-  state->warps.resize(threads / 32);
-  if (!state->shared) state->shared = map(SHARED_BYTES + BEYOND_SHARED_BYTES);
-  state->shared_bytes = shared_bytes;
-  block_dim = {threads, 1, 1};
-  grid_dim = {grid[0], grid[1], grid[2]};
+  launch = new Launch{kernel, run, params, early, {grid[0], grid[1], grid[2]}, threads, shared_bytes,
+                      seed * 0x9E3779B97F4A7C15ull | 1, ahead, {}, {}, 0};
+  current = nullptr;
   block_idx = {0, 0, 0};
   if (threads == 0 || threads % 32 || threads > 1024) fail("%u threads a block", threads);
   if (shared_bytes > SHARED_BYTES) fail("%zu bytes of shared memory", shared_bytes);
-  memset(state->shared + shared_bytes, POISON, BEYOND_SHARED_BYTES);
-  std::vector<unsigned> blocks(size_t(grid[0]) * grid[1] * grid[2]);
+  auto &blocks = launch->blocks;
+  blocks.resize(size_t(grid[0]) * grid[1] * grid[2]);
   for (unsigned i = 0; i < blocks.size(); i++) blocks[i] = i;
   for (unsigned i = unsigned(blocks.size()); i > 1; i--) {
-    std::swap(blocks[i - 1], blocks[state->below(i)]);
+    std::swap(blocks[i - 1], blocks[launch->below(i)]);
   }
-  for (unsigned block : blocks) {
-    block_idx = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
-    run_block();
+  if (ahead) {
+    block_dim = {threads, 1, 1};
+    grid_dim = launch->grid;
+    for (unsigned some = 1 + launch->below(3); some > 0 && !blocks.empty(); some--) begin_block();
+    run_alive();
+    launch->ahead = false;
+    current = nullptr;
   }
-  for (size_t i = 0; i < BEYOND_SHARED_BYTES; i++) {
-    if (static_cast<unsigned char>(state->shared[shared_bytes + i]) != POISON) {
-      fail("writes %zu bytes beyond %zu bytes of shared memory", i, shared_bytes);
+  return launch;
+}
+
+// Runs what is left of a launch. Returns how many bytes its asynchronous copies have read.
+extern "C" uint64_t trimtab_emulator_finish(void *begun) {
+  using namespace emulator;
+  state = &host_state;
+  launch = static_cast<Launch *>(begun);
+  block_dim = {launch->threads, 1, 1};
+  grid_dim = launch->grid;
+  if (!launch->alive.empty()) {
+    for (auto &one : launch->alive) {
+      std::swap(one->runnable, one->asleep);
+      enter(one.get());
+    }
+    run_alive();
+    end_alive();
+  }
+  while (!launch->blocks.empty()) {
+    begin_block();
+    run_alive();
+    end_alive();
+  }
+  for (auto &one : state->blocks) {
+    if (one->launch != launch) continue;
+    one->launch = nullptr;
+    for (size_t i = 0; i < BEYOND_SHARED_BYTES; i++) {
+      if (static_cast<unsigned char>(one->shared[launch->shared_bytes + i]) != POISON) {
+        fail("writes %zu bytes beyond %zu bytes of shared memory", i, launch->shared_bytes);
+      }
     }
   }
-  state->current = nullptr;
-  return state->copied_bytes;
+  uint64_t copied_bytes = launch->copied_bytes;
+  delete launch;
+  launch = nullptr;
+  current = nullptr;
+  return copied_bytes;
 }
 
 // Memory between two pages that cannot be touched, ending at the second one (but for what keeps it

@@ -30,15 +30,18 @@ struct Kernel {
 unsafe extern "C" {
     /// Ends with a row without a name.
     static trimtab_emulator_kernels: [Kernel; super::device::KERNELS.len()];
-    fn trimtab_emulator_launch(
+    fn trimtab_emulator_begin(
         kernel: *const c_char,
         run: Option<Run>,
+        early: bool,
         params: *const c_void,
         grid: *const u32,
         threads: u32,
         shared_bytes: usize,
         seed: u64,
-    ) -> u64;
+        ahead: bool,
+    ) -> *mut c_void;
+    fn trimtab_emulator_finish(begun: *mut c_void) -> u64;
     fn trimtab_emulator_alloc(bytes: usize) -> *mut c_void;
     fn trimtab_emulator_free(memory: *mut c_void, bytes: usize);
 }
@@ -75,9 +78,23 @@ struct State {
 }
 
 enum Task {
-    Launch { kernel: Kernel, launch: Launch, params: Vec<Aligned>, seed: u64 },
+    Launch(Asked),
     Write { bytes: Vec<u8>, target: u64 },
     Clear { target: u64, bytes: usize },
+}
+
+/// A launch that was asked for.
+struct Asked {
+    kernel: Kernel,
+    launch: Launch,
+    params: Vec<Aligned>,
+    seed: u64,
+}
+
+/// A launch that has begun, with the parameters that it reads.
+struct Begun {
+    handle: *mut c_void,
+    _params: Vec<Aligned>,
 }
 
 /// A piece of a kernel's parameters, as far apart as any of their fields may want it.
@@ -125,7 +142,7 @@ impl Emulator {
 
     fn wait(&self) {
         self.staged.store(0, Ordering::Relaxed);
-        self.machine.state().queues.wait(self.queue, |task| self.machine.run(task));
+        self.machine.state().queues.wait(self.queue, |tasks| self.machine.run(tasks));
     }
 
     fn ask(&self, task: Task) {
@@ -138,35 +155,58 @@ impl Machine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what was asked for.
-    fn run(&self, task: Task) {
-        match task {
-            Task::Launch { kernel, launch, params, seed } => {
-                // SAFETY: who launched it vouches for the parameters; their size is the struct's, and
-                // what they point to is freed only after all queues were waited for.
-                let copied = unsafe {
-                    trimtab_emulator_launch(
-                        kernel.name,
-                        kernel.run,
-                        params.as_ptr().cast(),
-                        launch.grid.as_ptr(),
-                        launch.threads,
-                        launch.shared_bytes,
-                        seed,
-                    )
-                };
-                self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
+    /// Does what was asked for: one task, and launches behind it that start early. Each of these begins
+    /// before the launch in front of it goes on, and after the one before that is done.
+    fn run(&self, tasks: Vec<Task>) {
+        let mut begun: Option<Begun> = None;
+        for task in tasks {
+            match task {
+                Task::Launch(asked) => {
+                    let next = begin(asked, begun.is_some());
+                    self.finish(begun.replace(next));
+                }
+                // SAFETY: who uploaded it vouches for the target's size.
+                Task::Write { bytes, target } => unsafe {
+                    std::ptr::copy_nonoverlapping(bytes.as_ptr(), target as *mut u8, bytes.len());
+                },
+                // SAFETY: the allocation has at least so many bytes.
+                Task::Clear { target, bytes } => unsafe {
+                    std::ptr::write_bytes(target as *mut u8, 0, bytes);
+                },
             }
-            // SAFETY: who uploaded it vouches for the target's size.
-            Task::Write { bytes, target } => unsafe {
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), target as *mut u8, bytes.len());
-            },
-            // SAFETY: the allocation has at least so many bytes.
-            Task::Clear { target, bytes } => unsafe {
-                std::ptr::write_bytes(target as *mut u8, 0, bytes);
-            },
+        }
+        self.finish(begun);
+    }
+
+    /// Runs what is left of a launch.
+    fn finish(&self, begun: Option<Begun>) {
+        if let Some(begun) = begun {
+            // SAFETY: it has begun on this thread, and ends once.
+            let copied = unsafe { trimtab_emulator_finish(begun.handle) };
+            self.copied_bytes.fetch_add(copied, Ordering::Relaxed);
         }
     }
+}
+
+/// Begins a launch: if `ahead` of one that is not done, some of its blocks run up to where they wait.
+fn begin(asked: Asked, ahead: bool) -> Begun {
+    let Asked { kernel, launch, params, seed } = asked;
+    // SAFETY: who launched it vouches for the parameters, which live until it is finished; their size is
+    // the struct's, and what they point to is freed only after all queues were waited for.
+    let handle = unsafe {
+        trimtab_emulator_begin(
+            kernel.name,
+            kernel.run,
+            kernel.early,
+            params.as_ptr().cast(),
+            launch.grid.as_ptr(),
+            launch.threads,
+            launch.shared_bytes,
+            seed,
+            ahead,
+        )
+    };
+    Begun { handle, _params: params }
 }
 
 impl Device for Emulator {
@@ -219,7 +259,7 @@ impl Device for Emulator {
     }
 
     unsafe fn free(&self, address: u64, bytes: usize) {
-        self.machine.state().queues.wait_for_all(|task| self.machine.run(task));
+        self.machine.state().queues.wait_for_all(|tasks| self.machine.run(tasks));
         // SAFETY: the caller vouches for it, and nothing is left to do that could use it.
         unsafe { trimtab_emulator_free(address as *mut c_void, bytes) }
     }
@@ -257,8 +297,12 @@ impl Launcher for Emulator {
         let mut state = self.machine.state();
         let seed = self.machine.seed.wrapping_add(state.launches << 16);
         state.launches += 1;
-        let task = Task::Launch { kernel, launch, params: copy, seed };
-        state.queues.ask(self.queue, task);
+        let task = Task::Launch(Asked { kernel, launch, params: copy, seed });
+        if launch.early {
+            state.queues.ask_early(self.queue, task);
+        } else {
+            state.queues.ask(self.queue, task);
+        }
         Ok(())
     }
 
