@@ -57,6 +57,11 @@ plant "first entry alone" store_kv.cu 'at < p.starts[blockIdx.x + 1]' 'at <= p.s
 plant "another entry's target" logprobs.cu 'target = p.targets[entry]' 'target = p.targets[at]'
 plant "listed in any order" sample.cu 'scratch.unordered_ids[j] < id' 'j < i'
 plant "a carry lost" sample.cu '(sum < part)' '0u'
+plant "read before the wait" layer_norm.cu $'  wait_for_previous();\n  start_next();\n  each_held(p.width, [&](unsigned i, unsigned at) { x[i] = row[at]; });' $'  each_held(p.width, [&](unsigned i, unsigned at) { x[i] = row[at]; });\n  wait_for_previous();\n  start_next();'
+plant "written before the wait" rms_norm.cu 'wait_for_previous();' $'each_held(p.width, [&](unsigned, unsigned at) { out[at] = to_bf16(0); });\n  wait_for_previous();'
+plant "never waits" store_kv.cu $'  wait_for_previous();\n  start_next();' ''
+plant "waits in some threads" store_kv.cu $'  wait_for_previous();\n  start_next();' $'  if (threadIdx.x < 2 * kv_width) {\n    wait_for_previous();\n    start_next();\n  }'
+plant "starts the next too early" rms_norm.cu $'wait_for_previous();\n  start_next();' $'start_next();\n  wait_for_previous();'
 plant "index beyond a buffer" embed.cu 'i < p.width' 'i <= p.width'
 
 plant_in engine "models before their weights" src/engine/pair.rs 'queue.after(backend)?;' ''

@@ -11,6 +11,7 @@ mod add_guidance;
 mod advance;
 mod attention;
 mod copy_pages;
+mod early;
 mod embed;
 mod embed_add;
 mod layer_norm;
