@@ -15,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::CudaBackend;
 use trimtab::backend::{
-    Advance, Attention, Backend, Entries, Heads, PAGE_LEN, PoolShape, SampleRow, Segment,
+    Advance, Attention, Backend, Entries, Heads, Logits, PAGE_LEN, PoolShape, SampleRow, Segment,
 };
 use trimtab::cli::bench::{
     Fence, Format, Machine, Measured, Origin, Row, Shape, Work, print, save,
@@ -243,7 +243,7 @@ impl<B: Backend> Bench<'_, B> {
         }
         for count in [1, FEW] {
             let x = self.numbers::<bf16>(count * width)?;
-            let mut logits = self.numbers::<f32>(count * vocab)?;
+            let mut logits = Logits::new(&**backend, count, vocab)?;
             let bytes = 2 * width * (vocab + count) + 4 * count * vocab;
             self.row("logits", count, bytes, 2 * count * width * vocab, |turn| {
                 backend.logits(count, &x, &weights[turn % weights.len()], &mut logits)
@@ -298,16 +298,17 @@ impl<B: Backend> Bench<'_, B> {
     fn head(&mut self, count: usize) -> Result<()> {
         let backend = self.backend;
         let vocab = self.config.vocab;
-        let (tuned, untuned) =
-            (self.numbers::<f32>(count * vocab)?, self.numbers::<f32>(count * vocab)?);
-        let mut logits = self.numbers::<f32>(count * vocab)?;
+        let logits = |scale| {
+            let values: Vec<f32> =
+                random(7, scale, count * vocab).into_iter().map(f32::from).collect();
+            Logits::of(&**backend, vocab, &values)
+        };
+        let (tuned, untuned, mut shifted) = (logits(1.0)?, logits(1.0)?, logits(1.0)?);
         self.row("add_guidance", count, 16 * count * vocab, 0, |_| {
-            let (tuned, untuned) = ((&tuned, vocab), (&untuned, vocab));
-            backend.add_guidance(count, 1e-9, tuned, untuned, (&mut logits, vocab))
+            backend.add_guidance(count, 1e-9, &tuned, &untuned, &mut shifted)
         })?;
         // As far apart as a model's; top-p still keeps thousands of them, which is its slow path.
-        let peaked = random(7, 15.0, count * vocab).into_iter().map(f32::from);
-        let peaked = self.upload(&peaked.collect::<Vec<_>>())?;
+        let peaked = logits(15.0)?;
         let mut drawn = self.upload(&vec![0; count])?;
         for (name, top_k, top_p) in [("sample top-k", 50, 1.0), ("sample top-p", 0, 0.9)] {
             let row = |candidate| {
@@ -316,7 +317,7 @@ impl<B: Backend> Bench<'_, B> {
             };
             let draws: Vec<SampleRow> = (0..count as u32).map(row).collect();
             self.row(name, count, 4 * count * vocab, 0, |_| {
-                backend.sample(&draws, vocab, &peaked, &mut drawn)
+                backend.sample(&draws, &peaked, &mut drawn)
             })?;
         }
         let (tables, ends) = (self.upload(&vec![3; count * 64])?, self.upload(&[u32::MAX])?);

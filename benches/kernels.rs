@@ -10,7 +10,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::{
-    Advance, Attention, Backend, Entries, Heads, PAGE_LEN, PoolShape, SampleRow, Segment,
+    Advance, Attention, Backend, Entries, Heads, Logits, PAGE_LEN, PoolShape, SampleRow, Segment,
 };
 use trimtab::philox::Draw;
 use trimtab::tensor::{Element, HostMatrix, bf16};
@@ -140,7 +140,7 @@ fn heads(c: &mut Criterion) {
     for rows in [1, 4, 16, 64, 160] {
         let (starts, list) = own_entries(&cpu, rows);
         let x = numbers::<bf16>(&cpu, rows * WIDTH);
-        let mut logits = numbers::<f32>(&cpu, rows * VOCAB);
+        let mut logits = Logits::new(&cpu, rows, VOCAB).unwrap();
         let mut logprobs = numbers::<f32>(&cpu, rows);
         let targets = indices(&cpu, (0..rows as u32).map(|i| i * 97).collect());
         group.bench_function(BenchmarkId::new("logits", rows), |b| {
@@ -153,13 +153,13 @@ fn heads(c: &mut Criterion) {
             });
         });
     }
-    let (tuned, untuned) = (numbers::<f32>(&cpu, ROWS * VOCAB), numbers::<f32>(&cpu, ROWS * VOCAB));
-    let mut logits = numbers::<f32>(&cpu, ROWS * VOCAB);
+    let logits =
+        || Logits { values: numbers(&cpu, ROWS * VOCAB), ..Logits::new(&cpu, 0, VOCAB).unwrap() };
+    let (tuned, untuned, mut logits) = (logits(), logits(), logits());
     group.throughput(Throughput::Elements((ROWS * VOCAB) as u64));
     group.bench_function("add_guidance", |b| {
         b.iter(|| {
-            let pair = [(&tuned, VOCAB), (&untuned, VOCAB)];
-            cpu.add_guidance(ROWS, 1e-9, pair[0], pair[1], (&mut logits, VOCAB)).unwrap();
+            cpu.add_guidance(ROWS, 1e-9, &tuned, &untuned, &mut logits).unwrap();
         });
     });
     let mut tokens = indices(&cpu, vec![0; ROWS]);
@@ -173,7 +173,7 @@ fn heads(c: &mut Criterion) {
         })
         .collect();
     group.bench_function("sample", |b| {
-        b.iter(|| cpu.sample(black_box(&rows), VOCAB, &tuned, &mut tokens).unwrap());
+        b.iter(|| cpu.sample(black_box(&rows), &tuned, &mut tokens).unwrap());
     });
     let tables = indices(&cpu, vec![3; ROWS * 64]);
     let [mut next, mut slots, mut history] = [(); 3].map(|()| indices(&cpu, vec![0; ROWS]));

@@ -11,6 +11,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod logits;
 mod memory;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::error::Result;
 use crate::philox::Draw;
 pub use crate::tensor::PAGE_LEN;
 use crate::tensor::{Element, HostMatrix, bf16};
+pub use logits::{LOGIT_GROUP, Logits};
 pub use memory::{Memory, Room, Share};
 
 /// The slot of a row that has ended ([`Backend::advance`]): nothing is stored for it.
@@ -235,6 +237,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         1
     }
 
+    /// True if logits have their maxima here ([`Logits`]), for [`Backend::sample`] to read.
+    fn keeps_maxima(&self) -> bool {
+        false
+    }
+
     /// Another handle on the same device, with a queue and scratch memory of its own.
     fn side(&self) -> Result<Self>;
 
@@ -403,13 +410,14 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Softmax attention over pages; see [`Attention`].
     fn attention(&self, args: Attention<'_, Self>) -> Result<()>;
 
-    /// `out = x · headᵀ` in f32; `x: [rows, width]`, `head: [vocab, width]`, `out: [rows, vocab]`.
+    /// `out = x · headᵀ` in f32; `x: [rows, width]`, `head: [vocab, width]`, `out: [rows, vocab]` with its
+    /// maxima.
     fn logits(
         &self,
         rows: usize,
         x: &Self::Buffer<bf16>,
         head: &Self::Matrix,
-        out: &mut Self::Buffer<f32>,
+        out: &mut Logits<Self>,
     ) -> Result<()>;
 
     /// `out[e] = log softmax(x[r] · headᵀ)[targets[e]]` for each entry e of each row r, with no
@@ -425,17 +433,17 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// `logits += weight · (log softmax(tuned) − log softmax(untuned))`, each `[rows, vocab]` with a vocab of its
     /// own: emulated fine-tuning (Mitchell et al., arXiv 2310.12962) with weight = 1/β. Each softmax is over its
-    /// whole row; the logits of tokens that not all three have become −∞.
+    /// whole row; the logits of tokens that not all three have become −∞. The maxima are those of the sums.
     fn add_guidance(
         &self,
         rows: usize,
         weight: f32,
-        tuned: (&Self::Buffer<f32>, usize),
-        untuned: (&Self::Buffer<f32>, usize),
-        logits: (&mut Self::Buffer<f32>, usize),
+        tuned: &Logits<Self>,
+        untuned: &Logits<Self>,
+        logits: &mut Logits<Self>,
     ) -> Result<()>;
 
-    /// Picks a token for each of `rows` from its row of `logits: [_, vocab]`.
+    /// Picks a token for each of `rows` from the row of `logits: [_, vocab]` that it names.
     ///
     /// Softmax of logits / temperature over the kept tokens, then the first token id, in id
     /// order, at which the running sum exceeds `draw.uniform()` times the kept mass; [`NO_TOKEN`]
@@ -443,8 +451,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn sample(
         &self,
         rows: &[SampleRow],
-        vocab: usize,
-        logits: &Self::Buffer<f32>,
+        logits: &Logits<Self>,
         tokens: &mut Self::Buffer<u32>,
     ) -> Result<()>;
 

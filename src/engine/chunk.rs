@@ -44,10 +44,8 @@ impl<B: Backend> Engine<B> {
         let Pair { tuned, untuned, .. } = pair;
         tuned.lend(&self.backend)?;
         untuned.lend(&self.backend)?;
-        let logits = (&mut self.logits, self.model.config.vocab);
-        let [tuned, untuned] =
-            [tuned, untuned].map(|engine| (&engine.logits, engine.model.config.vocab));
-        self.backend.add_guidance(self.batch.rows, weight, tuned, untuned, logits)
+        let (rows, logits) = (self.batch.rows, &mut self.logits);
+        self.backend.add_guidance(rows, weight, &tuned.logits, &untuned.logits, logits)
     }
 
     /// Draws a token for each of `rows`, at most `logit_rows`, from the logits of the row that it
@@ -57,7 +55,7 @@ impl<B: Backend> Engine<B> {
         assert!(rows.len() <= self.limits.logit_rows, "more draws than there is room for");
         assert!(rows.iter().all(|row| (row.logits as usize) < self.batch.rows), "rows with logits");
         self.reclaim()?;
-        self.backend.sample(rows, self.model.config.vocab, &self.logits, &mut self.tokens)
+        self.backend.sample(rows, &self.logits, &mut self.tokens)
     }
 
     /// Goes on to the tokens of step `step`, which were drawn here.
@@ -83,8 +81,8 @@ impl<B: Backend> Engine<B> {
 
     /// The rows' logits, `[rows, vocab]`.
     pub fn read_logits(&self) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; self.batch.rows * self.model.config.vocab];
-        self.backend.download(&self.logits, &mut out)?;
+        let mut out = vec![0.0; self.batch.rows * self.logits.vocab];
+        self.backend.download(&self.logits.values, &mut out)?;
         Ok(out)
     }
 }

@@ -29,7 +29,7 @@ pub use files::ModelFiles;
 pub use model::Model;
 pub use pair::Pair;
 
-use crate::backend::{Backend, PAGE_LEN, PoolShape};
+use crate::backend::{Backend, Logits, PAGE_LEN, PoolShape};
 use crate::error::{Error, Result};
 use crate::kv_cache::{PageCopy, PagePool};
 use crate::tensor::bf16;
@@ -114,7 +114,7 @@ pub struct Engine<B: Backend> {
     /// The residual stream after the final norm, `[rows, width]`.
     normed: B::Buffer<bf16>,
     /// `[logit_rows, vocab]`
-    logits: B::Buffer<f32>,
+    logits: Logits<B>,
     /// Tokens asked for, `[entries]`, or drawn, `[rows]`.
     tokens: B::Buffer<u32>,
     /// Tokens that end a row, `[ends]`.
@@ -150,7 +150,7 @@ impl<B: Backend> Engine<B> {
             batch: Batch::new(&*backend, limits.rows, context.div_ceil(PAGE_LEN))?,
             activations: Activations::new(&*backend, config, limits.rows)?,
             normed: backend.alloc(limits.rows * config.width)?,
-            logits: backend.alloc(limits.logit_rows * config.vocab)?,
+            logits: Logits::new(&*backend, limits.logit_rows, config.vocab)?,
             tokens: backend.alloc(limits.rows)?,
             ends: backend.alloc(0)?,
             history: backend.alloc(backend.steps_per_look() * limits.logit_rows)?,
@@ -172,13 +172,13 @@ impl<B: Backend> Engine<B> {
             Position::Learned => 0,
             Position::Rotary(_) => context * config.heads.dim,
         };
-        let logits = logit_rows * config.vocab;
         let history = backend.steps_per_look() * logit_rows;
-        let wide = cos_sin + logits + history + 2 * rows;
+        let wide = cos_sin + history + 2 * rows;
         let shape = PoolShape { layers: config.layers, pages, heads: config.heads };
         Batch::<B>::bytes(rows, context.div_ceil(PAGE_LEN))
             + Activations::<B>::bytes(config, rows)
             + (shape.len() + rows * config.width) * size_of::<bf16>()
+            + Logits::bytes(backend, logit_rows, config.vocab)
             + wide * size_of::<f32>()
     }
 

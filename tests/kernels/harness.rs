@@ -1,8 +1,8 @@
 //! Random inputs, every path of the CPU, and comparison with the oracle.
 
-use trimtab::backend::Backend;
 use trimtab::backend::cpu::{CpuBackend, Isa};
 use trimtab::backend::cuda::{CudaBackend, Driver, Emulator};
+use trimtab::backend::{Backend, LOGIT_GROUP, Logits};
 use trimtab::tensor::{Element, HostMatrix, bf16};
 
 pub use crate::oracle::Oracle;
@@ -121,6 +121,31 @@ pub fn download<B: Backend, T: Element>(backend: &B, buffer: &B::Buffer<T>) -> V
     let mut data = vec![T::default(); backend.len(buffer)];
     backend.download(buffer, &mut data).unwrap();
     data
+}
+
+/// Logits as the host has them, with the maxima that the backend keeps.
+pub fn logits<B: Backend>(backend: &B, vocab: usize, values: &[f32]) -> Logits<B> {
+    Logits::of(backend, vocab, values).unwrap()
+}
+
+/// Every maximum is exactly that of its group, and NaN where one of the group is.
+pub fn assert_maxima<B: Backend>(what: &str, backend: &B, logits: &Logits<B>) {
+    let values: Vec<f32> = download(backend, &logits.values);
+    let maxima: Vec<f32> = download(backend, &logits.maxima);
+    if !backend.keeps_maxima() {
+        return assert!(maxima.is_empty(), "{what}");
+    }
+    let groups = values.chunks(logits.vocab).flat_map(|row| row.chunks(LOGIT_GROUP));
+    assert_eq!(maxima.len(), groups.clone().count(), "{what}");
+    for (i, (group, maximum)) in groups.zip(maxima).enumerate() {
+        let largest = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let right = if group.iter().any(|logit| logit.is_nan()) {
+            maximum.is_nan()
+        } else {
+            maximum == largest
+        };
+        assert!(right, "{what}: maximum {i} is {maximum} of {group:?}");
+    }
 }
 
 /// An entry for each row, or some for each, in any order: starts and list.

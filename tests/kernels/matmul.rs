@@ -1,5 +1,5 @@
 use crate::harness::*;
-use trimtab::backend::Backend;
+use trimtab::backend::{Backend, Logits};
 use trimtab::tensor::bf16;
 
 /// Inputs and outputs that fill, straddle and miss panels, pairs and blocks of pairs (256 inputs).
@@ -82,11 +82,11 @@ impl Case {
         bias: Option<&[f32]>,
     ) -> Vec<f64> {
         let x = upload(backend, &self.x);
-        let mut out = upload(backend, &vec![0.0f32; self.rows * self.outputs]);
+        let mut out = Logits::new(backend, self.rows, self.outputs).unwrap();
         backend.logits(self.rows, &x, weight, &mut out).unwrap();
         let zeros = vec![0.0; self.outputs];
         let biases = bias.unwrap_or(&zeros).iter().cycle();
-        let sums = download(backend, &out).into_iter().zip(biases);
+        let sums = download(backend, &out.values).into_iter().zip(biases);
         sums.map(|(sum, bias)| f64::from(sum + bias)).collect()
     }
 

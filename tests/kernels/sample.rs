@@ -23,7 +23,7 @@ fn run_as_named<B: Backend>(
     logits: &[f32],
 ) -> Vec<u32> {
     let mut tokens = upload(backend, &vec![u32::MAX; rows.len() + 1]);
-    backend.sample(rows, vocab, &upload(backend, logits), &mut tokens).unwrap();
+    backend.sample(rows, &crate::harness::logits(backend, vocab, logits), &mut tokens).unwrap();
     let tokens: Vec<u32> = download(backend, &tokens);
     assert_eq!(tokens[rows.len()], u32::MAX, "beyond the rows");
     tokens[..rows.len()].to_vec()

@@ -11,8 +11,8 @@ use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
 use trimtab::backend::{
-    Advance, Attention, Backend, Entries, Heads, Memory, NO_SLOT, NO_TOKEN, PAGE_LEN, PoolShape,
-    SampleRow,
+    Advance, Attention, Backend, Entries, Heads, Logits, Memory, NO_SLOT, NO_TOKEN, PAGE_LEN,
+    PoolShape, SampleRow,
 };
 use trimtab::error::Result;
 use trimtab::tensor::{Element, HostMatrix, bf16};
@@ -384,11 +384,11 @@ impl Backend for Oracle {
         rows: usize,
         x: &Numbers<bf16>,
         head: &Matrix,
-        out: &mut Numbers<f32>,
+        out: &mut Logits<Self>,
     ) -> Result<()> {
         for row in 0..rows {
             for token in 0..head.rows {
-                out.values[row * head.rows + token] = product(row, token, x, head, None);
+                out.values.values[row * head.rows + token] = product(row, token, x, head, None);
             }
         }
         Ok(())
@@ -414,17 +414,18 @@ impl Backend for Oracle {
         &self,
         rows: usize,
         weight: f32,
-        (tuned, tuned_vocab): (&Numbers<f32>, usize),
-        (untuned, untuned_vocab): (&Numbers<f32>, usize),
-        (logits, vocab): (&mut Numbers<f32>, usize),
+        tuned: &Logits<Self>,
+        untuned: &Logits<Self>,
+        logits: &mut Logits<Self>,
     ) -> Result<()> {
+        let vocab = logits.vocab;
         for row in 0..rows {
-            let tuned = &tuned.values[row * tuned_vocab..][..tuned_vocab];
-            let untuned = &untuned.values[row * untuned_vocab..][..untuned_vocab];
+            let [tuned, untuned] =
+                [tuned, untuned].map(|of| &of.values.values[row * of.vocab..][..of.vocab]);
             let (t, u) = (log_sum_exp(tuned), log_sum_exp(untuned));
             for i in 0..vocab {
-                let logit = &mut logits.values[row * vocab + i];
-                if i < tuned_vocab && i < untuned_vocab {
+                let logit = &mut logits.values.values[row * vocab + i];
+                if i < tuned.len() && i < untuned.len() {
                     *logit += f64::from(weight) * ((tuned[i] - t) - (untuned[i] - u));
                 } else {
                     *logit = f64::NEG_INFINITY;
@@ -437,12 +438,12 @@ impl Backend for Oracle {
     fn sample(
         &self,
         rows: &[SampleRow],
-        vocab: usize,
-        logits: &Numbers<f32>,
+        logits: &Logits<Self>,
         tokens: &mut Numbers<u32>,
     ) -> Result<()> {
         for (row, how) in rows.iter().enumerate() {
-            let logits = &logits.values[how.logits as usize * vocab..][..vocab];
+            let logits =
+                &logits.values.values[how.logits as usize * logits.vocab..][..logits.vocab];
             let broken = logits.iter().any(|logit| logit.is_nan() || *logit == f64::INFINITY)
                 || logits.iter().all(|&logit| logit == f64::NEG_INFINITY);
             tokens.values[row] =

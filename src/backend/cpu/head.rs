@@ -7,7 +7,7 @@ use super::math::{LogSumExp, log_sum_exp, plus};
 use super::matmul::{Block, block_rows, panel_sums, words};
 use super::matrix::{Matrix, PANEL};
 use super::simd::Lanes;
-use crate::backend::Entries;
+use crate::backend::{Entries, Logits};
 use crate::tensor::bf16;
 
 /// Panels that one task runs through: 1,024 vocabulary entries. Part of the result's definition:
@@ -90,15 +90,16 @@ pub fn add_guidance(
     cpu: &CpuBackend,
     rows: usize,
     weight: f32,
-    pair: [(&[f32], usize); 2],
-    (logits, vocab): (&mut [f32], usize),
+    pair: [&Logits<CpuBackend>; 2],
+    logits: &mut Logits<CpuBackend>,
 ) {
     let total = |values: &[f32]| {
         let chunks = values.chunks(TASK_PANELS * PANEL);
         chunks.fold(LogSumExp::EMPTY, |total, chunk| log_sum_exp(cpu.isa, total, chunk)).value()
     };
-    cpu.by_out_row(rows, rows * vocab, (logits, vocab), |row, logits| {
-        let [tuned, untuned] = pair.map(|(values, vocab)| &values[row * vocab..][..vocab]);
+    let vocab = logits.vocab;
+    cpu.by_out_row(rows, rows * vocab, (&mut logits.values, vocab), |row, logits| {
+        let [tuned, untuned] = pair.map(|of| &of.values[row * of.vocab..][..of.vocab]);
         let shift = total(untuned) - total(tuned);
         let common = vocab.min(tuned.len()).min(untuned.len());
         let (common, beyond) = logits.split_at_mut(common);

@@ -30,7 +30,9 @@ pub use buffer::{Buffer, host_room};
 pub use isa::Isa;
 pub use matrix::Matrix;
 
-use super::{Advance, Attention, Backend, Entries, Heads, Memory, NO_SLOT, PoolShape, SampleRow};
+use super::{
+    Advance, Attention, Backend, Entries, Heads, Logits, Memory, NO_SLOT, PoolShape, SampleRow,
+};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, HostMatrix, bf16};
 use buffer::{Shared, Slabs};
@@ -409,9 +411,9 @@ impl Backend for CpuBackend {
         rows: usize,
         x: &Buffer<bf16>,
         head: &Matrix,
-        out: &mut Buffer<f32>,
+        out: &mut Logits<Self>,
     ) -> Result<()> {
-        self.matmul_into(rows, x, head, None, out, epilogue::store);
+        self.matmul_into(rows, x, head, None, &mut out.values, epilogue::store);
         Ok(())
     }
 
@@ -431,23 +433,21 @@ impl Backend for CpuBackend {
         &self,
         rows: usize,
         weight: f32,
-        (tuned, tuned_vocab): (&Buffer<f32>, usize),
-        (untuned, untuned_vocab): (&Buffer<f32>, usize),
-        (logits, vocab): (&mut Buffer<f32>, usize),
+        tuned: &Logits<Self>,
+        untuned: &Logits<Self>,
+        logits: &mut Logits<Self>,
     ) -> Result<()> {
-        let pair = [(&tuned[..], tuned_vocab), (&untuned[..], untuned_vocab)];
-        head::add_guidance(self, rows, weight, pair, (logits, vocab));
+        head::add_guidance(self, rows, weight, [tuned, untuned], logits);
         Ok(())
     }
 
     fn sample(
         &self,
         rows: &[SampleRow],
-        vocab: usize,
-        logits: &Buffer<f32>,
+        logits: &Logits<Self>,
         tokens: &mut Buffer<u32>,
     ) -> Result<()> {
-        sample::sample(self, rows, vocab, logits, tokens);
+        sample::sample(self, rows, logits.vocab, &logits.values, tokens);
         Ok(())
     }
 

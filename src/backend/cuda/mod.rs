@@ -33,7 +33,7 @@ use queue::Queue;
 use replay::Params;
 pub use replay::{Launcher, Step};
 
-use super::{Advance, Attention, Backend, Entries, Heads, Memory, PoolShape, SampleRow};
+use super::{Advance, Attention, Backend, Entries, Heads, Logits, Memory, PoolShape, SampleRow};
 use crate::error::Result;
 use crate::tensor::{Element, HostMatrix, bf16};
 use params::*;
@@ -46,6 +46,7 @@ const WORKSPACE_LEN: usize = 1 << 22;
 const STEPS_PER_LOOK: usize = 32;
 
 const _: () = assert!(params::NO_SLOT == super::NO_SLOT);
+const _: () = assert!(params::LOGIT_GROUP as usize == super::LOGIT_GROUP);
 
 /// Threads of a block in kernels that walk over rows; `THREADS` in kernels/common.cuh.
 const THREADS: u32 = 256;
@@ -163,6 +164,10 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn steps_per_look(&self) -> usize {
         STEPS_PER_LOOK
+    }
+
+    fn keeps_maxima(&self) -> bool {
+        true
     }
 
     fn side(&self) -> Result<Self> {
@@ -424,13 +429,9 @@ impl<D: Device> Backend for CudaBackend<D> {
         rows: usize,
         x: &Buffer<D, bf16>,
         head: &Matrix<D>,
-        out: &mut Buffer<D, f32>,
+        out: &mut Logits<Self>,
     ) -> Result<()> {
-        assert!(out.len >= rows * head.outputs, "out: [rows, {}]", head.outputs);
-        let product = Product::new(rows, x, head);
-        let params = LogitsParams { product: product.params(), out: out.as_mut_ptr() };
-        // SAFETY: the kernels' struct, shapes checked.
-        unsafe { product.launch(self, product::LOGITS, &params) }
+        product::logits(self, rows, x, head, out)
     }
 
     fn logprobs(
@@ -448,9 +449,9 @@ impl<D: Device> Backend for CudaBackend<D> {
         &self,
         rows: usize,
         weight: f32,
-        tuned: (&Buffer<D, f32>, usize),
-        untuned: (&Buffer<D, f32>, usize),
-        logits: (&mut Buffer<D, f32>, usize),
+        tuned: &Logits<Self>,
+        untuned: &Logits<Self>,
+        logits: &mut Logits<Self>,
     ) -> Result<()> {
         add_guidance::add_guidance(self, rows, weight, [tuned, untuned], logits)
     }
@@ -458,11 +459,10 @@ impl<D: Device> Backend for CudaBackend<D> {
     fn sample(
         &self,
         rows: &[SampleRow],
-        vocab: usize,
-        logits: &Buffer<D, f32>,
+        logits: &Logits<Self>,
         tokens: &mut Buffer<D, u32>,
     ) -> Result<()> {
-        sample::sample(self, rows, vocab, logits, tokens)
+        sample::sample(self, rows, logits, tokens)
     }
 
     fn advance(&self, args: Advance<'_, Self>) -> Result<()> {
@@ -473,6 +473,13 @@ impl<D: Device> Backend for CudaBackend<D> {
 /// A shape as kernels take it.
 fn count(number: usize) -> u32 {
     u32::try_from(number).expect("shapes fit in u32")
+}
+
+fn check_logits<D: Device>(logits: &Logits<CudaBackend<D>>, rows: usize) {
+    let Logits { vocab, values, maxima } = logits;
+    let fits =
+        values.len >= rows * vocab && maxima.len >= rows * vocab.div_ceil(super::LOGIT_GROUP);
+    assert!(fits, "logits: [{rows}, {vocab}], with their maxima");
 }
 
 fn pool_params(shape: PoolShape) -> PoolParams {

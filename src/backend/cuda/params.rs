@@ -9,6 +9,7 @@ pub const NO_TOKEN: u32 = 4294967295;
 pub const SAMPLE_ROWS: u32 = 64;
 pub const SAMPLE_THREADS: u32 = 512;
 pub const SAMPLE_SHARED: u32 = 33112;
+pub const LOGIT_GROUP: u32 = 16;
 pub const GUIDANCE_THREADS: u32 = 1024;
 pub const PAGE_COPIES: u32 = 256;
 #[repr(C)]
@@ -92,6 +93,7 @@ pub struct MatmulSiluGateParams {
 pub struct LogitsParams {
     pub product: ProductParams,
     pub out: *mut f32,
+    pub maxima: *mut f32,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -164,6 +166,7 @@ pub struct AddGuidanceParams {
     pub tuned: *const f32,
     pub untuned: *const f32,
     pub logits: *mut f32,
+    pub maxima: *mut f32,
     pub tuned_vocab: ::std::os::raw::c_uint,
     pub untuned_vocab: ::std::os::raw::c_uint,
     pub vocab: ::std::os::raw::c_uint,
@@ -185,6 +188,7 @@ pub struct SampleRowParams {
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct SampleParams {
     pub logits: *const f32,
+    pub maxima: *const f32,
     pub tokens: *mut ::std::os::raw::c_uint,
     pub vocab: ::std::os::raw::c_uint,
     pub rows: [SampleRowParams; 64usize],

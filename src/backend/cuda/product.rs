@@ -4,10 +4,12 @@ use std::ptr;
 
 use super::buffer::{Buffer, Matrix};
 use super::device::Device;
-use super::params::{LogprobsParams, MatmulParams, MatmulSiluGateParams, ProductParams};
+use super::params::{
+    LogitsParams, LogprobsParams, MatmulParams, MatmulSiluGateParams, ProductParams,
+};
 use super::replay::Params;
-use super::{CudaBackend, THREADS, WORKSPACE_LEN, count};
-use crate::backend::Entries;
+use super::{CudaBackend, THREADS, WORKSPACE_LEN, check_logits, count};
+use crate::backend::{Entries, Logits};
 use crate::error::Result;
 use crate::tensor::bf16;
 
@@ -92,7 +94,7 @@ const MATMUL_SILU_GATE: Kernels = [
     "matmul_silu_gate_small",
     "matmul_silu_gate_large",
 ];
-pub const LOGITS: Kernels =
+const LOGITS: Kernels =
     ["logits_8", "logits_16", "logits_32", "logits_64", "logits_small", "logits_large"];
 
 /// The operands of one product.
@@ -219,6 +221,30 @@ pub fn matmul_silu_gate<D: Device>(
     };
     // SAFETY: the kernels' struct, shapes checked.
     unsafe { product.launch(backend, MATMUL_SILU_GATE, &params) }
+}
+
+/// See [`Backend::logits`](crate::backend::Backend::logits).
+pub fn logits<D: Device>(
+    backend: &CudaBackend<D>,
+    rows: usize,
+    x: &Buffer<D, bf16>,
+    head: &Matrix<D>,
+    out: &mut Logits<CudaBackend<D>>,
+) -> Result<()> {
+    assert_eq!(out.vocab, head.outputs, "logits: [rows, vocab]");
+    check_logits(out, rows);
+    let product = Product::new(rows, x, head);
+    let params = LogitsParams {
+        product: product.params(),
+        out: out.values.as_mut_ptr(),
+        maxima: out.maxima.as_mut_ptr(),
+    };
+    let grid = [head.outputs.div_ceil(THREADS as usize), rows, 1];
+    // SAFETY: the kernels' struct, shapes checked.
+    unsafe {
+        product.launch(backend, LOGITS, &params)?;
+        backend.launch("logits_maxima", grid, THREADS, 0, &params)
+    }
 }
 
 impl<D: Device> Entries<'_, CudaBackend<D>> {

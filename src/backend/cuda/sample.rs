@@ -4,8 +4,8 @@
 use super::buffer::Buffer;
 use super::device::Device;
 use super::params::{SAMPLE_ROWS, SAMPLE_SHARED, SAMPLE_THREADS, SampleParams, SampleRowParams};
-use super::{CudaBackend, count};
-use crate::backend::SampleRow;
+use super::{CudaBackend, check_logits, count};
+use crate::backend::{Logits, SampleRow};
 use crate::error::Result;
 
 const ROWS: usize = SAMPLE_ROWS as usize;
@@ -27,18 +27,19 @@ fn row_params(row: &SampleRow) -> SampleRowParams {
 pub fn sample<D: Device>(
     backend: &CudaBackend<D>,
     rows: &[SampleRow],
-    vocab: usize,
-    logits: &Buffer<D, f32>,
+    logits: &Logits<CudaBackend<D>>,
     tokens: &mut Buffer<D, u32>,
 ) -> Result<()> {
     let used = rows.iter().map(|row| row.logits as usize + 1).max().unwrap_or(0);
-    assert!(vocab > 0 && logits.len >= used * vocab, "logits: [{used}, vocab]");
+    assert!(logits.vocab > 0, "there are tokens");
+    check_logits(logits, used);
     assert!(tokens.len >= rows.len(), "tokens: [rows]");
     for (index, rows) in rows.chunks(ROWS).enumerate() {
         let mut params = SampleParams {
-            logits: logits.as_ptr(),
+            logits: logits.values.as_ptr(),
+            maxima: logits.maxima.as_ptr(),
             tokens: tokens.as_mut_ptr().wrapping_add(index * ROWS),
-            vocab: count(vocab),
+            vocab: count(logits.vocab),
             rows: [row_params(&rows[0]); ROWS],
         };
         for (param, row) in params.rows.iter_mut().zip(rows) {
