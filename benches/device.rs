@@ -15,7 +15,8 @@ use clap::{Parser, ValueEnum};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::CudaBackend;
 use trimtab::backend::{
-    Advance, Attention, Backend, Entries, Heads, Logits, PAGE_LEN, PoolShape, SampleRow, Segment,
+    Advance, Attention, Backend, Entries, Heads, LOGIT_GROUP, Logits, PAGE_LEN, PoolShape,
+    SampleRow, Segment,
 };
 use trimtab::cli::bench::{
     Fence, Format, Machine, Measured, Origin, Row, Shape, Work, print, save,
@@ -316,7 +317,10 @@ impl<B: Backend> Bench<'_, B> {
                 SampleRow { logits: candidate, temperature: 0.7, top_k, top_p, draw }
             };
             let draws: Vec<SampleRow> = (0..count as u32).map(row).collect();
-            self.row(name, count, 4 * count * vocab, 0, |_| {
+            // Of logits with maxima, top-k reads these and as many groups.
+            let by_groups = vocab.div_ceil(LOGIT_GROUP) + top_k as usize * LOGIT_GROUP;
+            let read = if top_k > 0 && backend.keeps_maxima() { by_groups } else { vocab };
+            self.row(name, count, 4 * count * read, 0, |_| {
                 backend.sample(&draws, &peaked, &mut drawn)
             })?;
         }

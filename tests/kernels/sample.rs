@@ -67,12 +67,93 @@ fn sample_agrees_with_the_oracle() {
     });
 }
 
+/// Rows whose largest logits lie in few groups or in many, and what they are.
+fn rows_of_groups(vocab: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let random = &mut Random::new(vocab as u64);
+    let raised = |random: &mut Random, first: usize| {
+        let mut logits = random.numbers(vocab, 1.0);
+        logits[first..].iter_mut().take(16).for_each(|logit| *logit += 8.0);
+        logits
+    };
+    let mut single = vec![f32::NEG_INFINITY; vocab];
+    single[vocab - 1] = -3.0;
+    vec![
+        ("any", random.numbers(vocab, 6.0)),
+        ("ties", random.numbers(vocab, 6.0).into_iter().map(|l| (l * 4.0).round() / 4.0).collect()),
+        ("one group", raised(random, 320)),
+        ("two groups", raised(random, 328)),
+        ("the last group", raised(random, vocab / 16 * 16)),
+        ("all alike", vec![0.25; vocab]),
+        ("one token", single),
+    ]
+}
+
+/// Goal: the oracle's token in whichever groups the largest logits lie, also where these are fewer than top-k or
+/// too many to be listed; but for draws within rounding of a token's edge, at most 1 in 500. Draws share a row.
+#[test]
+fn top_k_agrees_with_the_oracle_whichever_groups_matter() {
+    on_every_backend!(|name, backend| {
+        let (mut different, mut drawn) = (0, 0);
+        for vocab in [1003, 17_001] {
+            for (what, logits) in rows_of_groups(vocab) {
+                let exact: Vec<f64> = logits.iter().map(|&logit| f64::from(logit)).collect();
+                for (temperature, top_k, top_p) in
+                    [(0.0, 5, 1.0), (0.8, 1, 1.0), (0.8, 50, 1.0), (1.2, 64, 0.9), (1.0, 1002, 1.0)]
+                {
+                    let rows: Vec<_> = (0..12).map(|i| row(temperature, top_k, top_p, i)).collect();
+                    let ours = run_as_named(&backend, &rows, vocab, &logits);
+                    for (row, ours) in rows.iter().zip(ours) {
+                        let same = pick(row, &exact) == ours as usize;
+                        assert!(same || temperature > 0.0, "{name}: {what}");
+                        different += usize::from(!same);
+                        drawn += 1;
+                    }
+                }
+            }
+        }
+        assert!(different * 500 <= drawn, "{name}: {different} of {drawn} differ");
+    });
+}
+
+/// Goal: the same draw, to the bit, in whichever groups what can be drawn lies: one token a group; all in few
+/// groups, so that all others are listed too; and so many others that they cannot be.
+#[test]
+fn a_draw_does_not_notice_the_groups() {
+    const LARGE: usize = 64;
+    let mut random = Random::new(21);
+    let values: Vec<f32> = random.numbers(LARGE, 3.0);
+    on_every_backend!(|name, backend| {
+        for (temperature, top_k, top_p) in [(0.7, 50, 1.0), (1.5, 64, 1.0), (1.0, 50, 0.8)] {
+            let rows: Vec<_> = (0..24).map(|i| row(temperature, top_k, top_p, i)).collect();
+            // Which of the large logits are drawn: the first lies at `first`, the others `apart`.
+            let drawn = |vocab, first: usize, apart: usize| -> Vec<usize> {
+                let mut logits = vec![-30.0; vocab];
+                for (i, &value) in values.iter().enumerate() {
+                    logits[first + i * apart] = value;
+                }
+                let tokens = run_as_named(&backend, &rows, vocab, &logits);
+                tokens.into_iter().map(|token| (token as usize - first) / apart).collect()
+            };
+            let spread = drawn(3001, 40, 17);
+            assert_eq!(spread, drawn(3001, 2937, 1), "{name}: the last groups");
+            assert_eq!(spread, drawn(20_001, 7, 1), "{name}: more groups than are listed");
+            assert_eq!(spread, drawn(777, 700, 1), "{name}: fewer groups than top-k");
+        }
+    });
+}
+
 /// Goal: temperature 0 takes the largest logit, and the lowest id of equal ones.
 #[test]
 fn greedy_takes_the_lowest_of_equal_ids() {
     on_every_backend!(|name, backend| {
         let tokens = run(&backend, &[row(0.0, 50, 1.0, 0)], 5, &[1.0, 3.0, 2.0, 3.0, 3.0]);
         assert_eq!(tokens, [1], "{name}");
+        let mut logits = vec![0.5; 1003];
+        for lowest in [1002, 900, 47, 33, 32, 3] {
+            logits[lowest] = 2.0;
+            let tokens = run(&backend, &[row(0.0, 0, 1.0, 0)], logits.len(), &logits);
+            assert_eq!(tokens, [lowest as u32], "{name}");
+        }
     });
 }
 
@@ -140,6 +221,27 @@ fn logits_that_are_no_distribution_give_no_token() {
             }
         });
     }
+}
+
+/// Goal: one broken logit breaks its row, in whichever group it is, and no other row.
+#[test]
+fn a_broken_logit_is_noticed_in_every_group() {
+    const VOCAB: usize = 1003;
+    let whole = Random::new(8).numbers(VOCAB, 6.0);
+    on_every_backend!(|name, backend| {
+        for at in [0, 15, 500, 991, 992, 1002] {
+            for broken in [f32::NAN, f32::INFINITY] {
+                let mut logits = whole.repeat(2);
+                logits[at] = broken;
+                for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 50, 1.0), (1.0, 0, 0.5)] {
+                    let how = row(temperature, top_k, top_p, 1);
+                    let tokens = run(&backend, &[how, how], VOCAB, &logits);
+                    assert_eq!(tokens[0], NO_TOKEN, "{name}: {broken} at {at}");
+                    assert!((tokens[1] as usize) < VOCAB, "{name}: {broken} at {at}");
+                }
+            }
+        }
+    });
 }
 
 /// Goal: what has no probability is never drawn, also where little else is left.
