@@ -62,6 +62,10 @@ plant "written before the wait" rms_norm.cu 'wait_for_previous();' $'each_held(p
 plant "never waits" store_kv.cu $'  wait_for_previous();\n  start_next();' ''
 plant "waits in some threads" store_kv.cu $'  wait_for_previous();\n  start_next();' $'  if (threadIdx.x < 2 * kv_width) {\n    wait_for_previous();\n    start_next();\n  }'
 plant "starts the next too early" rms_norm.cu $'wait_for_previous();\n  start_next();' $'start_next();\n  wait_for_previous();'
+plant "a group's last token left out" sample.cu 'if (token < vocab) f(' 'if (token < vocab && i % GROUP < GROUP - 1) f('
+plant "groups at the bound left out" sample.cu 'bin_of(logit) < lowest' 'bin_of(logit) <= lowest'
+plant "maxima of logits not yet shifted" add_guidance.cu 'store_maxima(maxima, p.vocab, i, shifted[turn]);' ''
+plant "a maximum that passes over NaN" maxima.cuh 'a != a || a > b ? a : b' 'fmaxf(a, b)'
 plant "index beyond a buffer" embed.cu 'i < p.width' 'i <= p.width'
 
 plant_in engine "models before their weights" src/engine/pair.rs 'queue.after(backend)?;' ''
