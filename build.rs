@@ -117,6 +117,7 @@ fn emulator(kernels: &Path, files: &[PathBuf], out: &Path) {
         .flag_if_supported("-ffp-contract=off")
         .file(table)
         .file(kernels.join("emulator/emulator.cpp"))
+        .file(kernels.join("emulator/hopper.cpp"))
         .file(kernels.join("emulator/matrix.cpp"))
         .compile("trimtab_emulator");
 }

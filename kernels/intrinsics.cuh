@@ -58,29 +58,43 @@ __device__ inline unsigned pack(float low, float high) {
 #endif
 }
 
-// A 16-byte load of what is read once and not written by this kernel: it leaves the L1 to others.
+// Neither load is `.nc`: that promises that no kernel writes there while this one runs, so that a compiler may
+// move the load in front of wait_for_previous.
+
+// A 16-byte load of what is read once: it leaves the L1 to others.
 __device__ inline uint4 load_once(const void *address) {
 #ifdef TRIMTAB_EMULATOR
   return *static_cast<const uint4 *>(address);
 #else
   uint4 value;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-      : "l"(address));
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(address)
+               : "memory");
   return value;
 #endif
 }
 
-// A 16-byte load of what this kernel does not write and others of the processor read again.
+// A 16-byte load of what others of the processor read again.
 __device__ inline uint4 load_again(const void *address) {
 #ifdef TRIMTAB_EMULATOR
   return *static_cast<const uint4 *>(address);
 #else
   uint4 value;
-  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-      : "l"(address));
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(address)
+               : "memory");
   return value;
+#endif
+}
+
+// Asks for the 128 bytes around an address to be brought to the L2.
+__device__ inline void prefetch(const void *address) {
+#ifndef TRIMTAB_EMULATOR
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+  (void)address;
 #endif
 }
 

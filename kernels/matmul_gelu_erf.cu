@@ -1,6 +1,6 @@
 // out = gelu(x · weightᵀ + bias), rounded to bf16; gelu(v) = 0.5 v (1 + erf(v / sqrt(2)))
 // grid, block, shared: see product.cuh; moves 2 bytes per weight, x and output.
-#include "product.cuh"
+#include "product_wide.cuh"
 
 namespace {
 struct GeluErf {
@@ -13,16 +13,31 @@ struct GeluErf {
 using StoreMatmulGeluErf = StoreActivated<GeluErf>;
 }  // namespace
 
-// As in matmul.cu.
-extern "C" __global__ void __launch_bounds__(FEW_THREADS, few_resident(1))
-    matmul_gelu_erf_8(const MatmulParams p) { product_few<1>(p.product, StoreMatmulGeluErf{p}); }
-extern "C" __global__ void __launch_bounds__(FEW_THREADS, few_resident(2))
-    matmul_gelu_erf_16(const MatmulParams p) { product_few<2>(p.product, StoreMatmulGeluErf{p}); }
-extern "C" __global__ void __launch_bounds__(FEW_THREADS, few_resident(4))
-    matmul_gelu_erf_32(const MatmulParams p) { product_few<4>(p.product, StoreMatmulGeluErf{p}); }
-extern "C" __global__ void __launch_bounds__(FEW_THREADS, few_resident(8))
-    matmul_gelu_erf_64(const MatmulParams p) { product_few<8>(p.product, StoreMatmulGeluErf{p}); }
-extern "C" __global__ void __launch_bounds__(Small::THREADS, Small::RESIDENT)
-    matmul_gelu_erf_small(const MatmulParams p) { product_many<Small>(p.product, StoreMatmulGeluErf{p}); }
-extern "C" __global__ void __launch_bounds__(Large::THREADS, Large::RESIDENT)
-    matmul_gelu_erf_large(const MatmulParams p) { product_many<Large>(p.product, StoreMatmulGeluErf{p}); }
+// Up to 8, 16, 32 and 64 rows a block; rows that are no whole CHUNKs; many rows, for small products and for large ones.
+extern "C" EARLY __global__ void __launch_bounds__(FEW_THREADS, FEW_RESIDENT)
+    matmul_gelu_erf_8(const MatmulParams p) { product_few<1>(p.product, One{p.product.weight}, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(FEW_THREADS, FEW_RESIDENT)
+    matmul_gelu_erf_16(const MatmulParams p) { product_few<2>(p.product, One{p.product.weight}, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(FEW_THREADS, FEW_RESIDENT)
+    matmul_gelu_erf_32(const MatmulParams p) { product_few<4>(p.product, One{p.product.weight}, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(FEW_THREADS, FEW_RESIDENT)
+    matmul_gelu_erf_64(const MatmulParams p) { product_few<8>(p.product, One{p.product.weight}, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(FEW_THREADS, FEW_RESIDENT)
+    matmul_gelu_erf_odd(const MatmulParams p) { product_few<2, false>(p.product, One{p.product.weight}, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(Small::THREADS, Small::RESIDENT)
+    matmul_gelu_erf_small(const MatmulParams p) { product_many<Small>(p.product, One{p.product.weight}, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(Large::THREADS, Large::RESIDENT)
+    matmul_gelu_erf_large(const MatmulParams p) { product_many<Large>(p.product, One{p.product.weight}, StoreMatmulGeluErf{p}); }
+// Hopper's, by lines and rows of a block.
+extern "C" EARLY __global__ void __launch_bounds__(Wide<64, 16>::THREADS, Wide<64, 16>::RESIDENT)
+    matmul_gelu_erf_64x16(const MatmulParams p) { product_wide<Wide<64, 16>>(p.product, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(Wide<64, 32>::THREADS, Wide<64, 32>::RESIDENT)
+    matmul_gelu_erf_64x32(const MatmulParams p) { product_wide<Wide<64, 32>>(p.product, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(Wide<64, 64>::THREADS, Wide<64, 64>::RESIDENT)
+    matmul_gelu_erf_64x64(const MatmulParams p) { product_wide<Wide<64, 64>>(p.product, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(Wide<128, 64>::THREADS, Wide<128, 64>::RESIDENT)
+    matmul_gelu_erf_128x64(const MatmulParams p) { product_wide<Wide<128, 64>>(p.product, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(Wide<128, 128>::THREADS, Wide<128, 128>::RESIDENT)
+    matmul_gelu_erf_128x128(const MatmulParams p) { product_wide<Wide<128, 128>>(p.product, StoreMatmulGeluErf{p}); }
+extern "C" EARLY __global__ void __launch_bounds__(Wide<128, 160>::THREADS, Wide<128, 160>::RESIDENT)
+    matmul_gelu_erf_128x160(const MatmulParams p) { product_wide<Wide<128, 160>>(p.product, StoreMatmulGeluErf{p}); }

@@ -9,11 +9,6 @@ constexpr unsigned GROUP = LOGIT_GROUP;
 // Groups of a row; the last may be smaller.
 __host__ __device__ constexpr unsigned groups_of(unsigned vocab) { return div_up(vocab, GROUP); }
 
-// The larger one, or NaN if one is: fmaxf passes over it.
-struct MaxOrNan {
-  __device__ static float combine(float a, float b) { return a != a || a > b ? a : b; }
-};
-
 // Stores the maxima of a row's groups. Lanes have neighbouring tokens, the first of them a multiple of 32; all
 // lanes of the warp call it, beyond the vocabulary's end with -infinity.
 __device__ inline void store_maxima(float *maxima, unsigned vocab, unsigned token, float logit) {

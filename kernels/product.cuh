@@ -1,32 +1,34 @@
 // x · weightᵀ on tensor cores, for matmul and its kin, logits and logprobs.
 //
-// A sum over the inner dimension has ONE order, whatever kernel computes it and whatever rows
-// share the batch: the dimension is cut into SLICES equal parts; each is added up from its start,
-// 32 positions a time (two mma's); the parts are added in order. So a row gives the same bits
-// alone, in a batch of 64 and in a prefill.
+// A sum over the inner dimension has ONE order, whatever kernel computes it and whatever rows share the
+// batch: the dimension is cut into SLICES parts of whole 64s; each is added up from zero, 16 neighbours a
+// time; the parts are added in order. So a row gives the same bits alone, in a batch of 64 and in a prefill.
 //
-// Which positions share an mma is ours to choose, since a sum has no order within one mma: lane
-// t of a quad takes the 8 neighbours 8t .. 8t + 7 of 32, one 16-byte load; its first 4 numbers go
-// into the first mma, the others into the second, of both operands alike. The weights' rows are
-// the mma's 16 rows, the batch's rows its 8 columns.
+// An mma adds its 16 products and the sum so far without an order: all are cut off at one place, 25 bits below
+// the largest (Li et al., MMA-Sim, arXiv 2511.10909; an H200 was held against it). So it is free which lane
+// has which of the 16. The weights' rows are the mma's 16 rows, the batch's rows its 8 columns.
+//
+// Kernels for few rows are here, and tiles for many rows by mma.sync; product_wide.cuh has those by wgmma.
 #pragma once
 
 #include "common.cuh"
 
 constexpr unsigned SLICES = 8;
-constexpr unsigned DEPTH = 32;  // positions of the inner dimension that are taken together
+constexpr unsigned DEPTH = 32;  // positions of the inner dimension that are taken together: two mma's
+constexpr unsigned STEP = 64;   // of which slices are multiples
 
 // Whole steps of DEPTH in one slice.
-__device__ inline unsigned slice_steps(unsigned inputs) {
-  return div_up(div_up(inputs, DEPTH), SLICES);
+__device__ inline unsigned slice_depths(unsigned inputs) {
+  return STEP / DEPTH * div_up(div_up(inputs, STEP), SLICES);
 }
 
 // Rows whose length is a multiple of 8 begin at multiples of 16 bytes; the others are read number by
 // number.
 constexpr unsigned CHUNK = 8;
 
-// 8 numbers of a row from position `at` on; zeros beyond the row's end. What is read ONCE does not
-// go to the L1, which is for what others of the processor read again.
+// 8 numbers of a row that begins at a multiple of 16 bytes, or may begin anywhere, from position `at` on;
+// zeros beyond the row's end. What is read ONCE does not go to the L1, which is for what others of the
+// processor read again.
 template <bool ALIGNED, bool ONCE = true>
 __device__ inline uint4 load_eight(const bf16 *row, unsigned at, unsigned inputs) {
   if constexpr (ALIGNED) {
@@ -43,97 +45,212 @@ __device__ inline uint4 load_eight(const bf16 *row, unsigned at, unsigned inputs
   }
 }
 
-// The two mma's of one step: `upper` and `lower` are the weights' rows g and g + 8.
+// The two mma's of one step: `upper` and `lower` are the weights' rows g and g + 8, and each operand's first
+// half is of the first 16 positions.
 __device__ inline void mma_step(float (&sums)[4], uint4 upper, uint4 lower, uint4 x) {
   mma(sums, {upper.x, lower.x, upper.y, lower.y}, {x.x, x.y});
   mma(sums, {upper.z, lower.z, upper.w, lower.w}, {x.z, x.w});
 }
 
-// ---- whose sums: the rows of one matrix, or of two ----
+// A quad's lanes have loaded 8 neighbours of 32 positions each. Lanes 0, 1 have the first 16 positions between
+// them and lanes 2, 3 the others; afterwards each lane has 4 numbers of both.
+template <unsigned COUNT>
+__device__ __forceinline__ void share_sets(uint4 (&numbers)[COUNT]) {
+  bool first = threadIdx.x % 4 < 2;
+  Words<2 * COUNT> sent;
+#pragma unroll
+  for (unsigned i = 0; i < COUNT; i++) {
+    sent.of[2 * i] = first ? numbers[i].z : numbers[i].x;
+    sent.of[2 * i + 1] = first ? numbers[i].w : numbers[i].y;
+  }
+  Words<2 * COUNT> got = exchange(sent, 2);
+#pragma unroll
+  for (unsigned i = 0; i < COUNT; i++) {
+    unsigned x = got.of[2 * i], y = got.of[2 * i + 1];
+    uint4 &to = numbers[i];
+    to = first ? uint4{to.x, to.y, x, y} : uint4{x, y, to.z, to.w};
+  }
+}
+
+// ---- whose sums: which row of which matrix a line of weights is ----
 //
-// A block takes some of all lines of weights, 16 of which are an mma's.
+// A block takes some of all lines, 16 of which are an mma's rows. A thread has the sums of lines g and g + 8
+// of 16: where these belong together, PAIR, an epilogue gets both.
 
 // A line is a row.
 struct One {
   static constexpr bool PAIR = false;
   const bf16 *weight;
-  __device__ static unsigned output(unsigned line) { return line; }
+  __device__ unsigned output(unsigned line) const { return line; }
   __device__ const bf16 *of(unsigned) const { return weight; }
 };
 
-// Two matrices of one shape take turns of 8 lines: so the sums of both for an output are one thread's.
+// Two matrices of one shape take turns of 8 lines: the two sums of an output.
 struct Pair {
   static constexpr bool PAIR = true;
   const bf16 *first, *second;
-  __device__ static unsigned output(unsigned line) { return line / 16 * 8 + line % 8; }
+  __device__ unsigned output(unsigned line) const { return line / 16 * 8 + line % 8; }
   __device__ const bf16 *of(unsigned line) const { return line % 16 < 8 ? first : second; }
 };
+
+// The halves of each head of one matrix take turns of 8 lines: the sums of channels i and i + half, which a
+// rotation turns into one another. `half` is a multiple of 8.
+struct Halves {
+  static constexpr bool PAIR = true;
+  const bf16 *weight;
+  unsigned half;
+  __device__ unsigned output(unsigned line) const {
+    unsigned channel = line / 16 * 8 + line % 8;  // among the first halves of all heads
+    return channel + channel / half * half + (line % 16 < 8 ? 0 : half);
+  }
+  __device__ const bf16 *of(unsigned) const { return weight; }
+};
+
+// ---- what becomes of a sum ----
+//
+// An epilogue has
+//
+//   Early early(row, output)                      what it wants of memory that no kernel in flight writes
+//   Late late(row, output)                        what it wants of other memory
+//   void store(row, output, Early, Late, sums...) one sum, or two of a pair; `output` is the first one's
+//
+// The kernels for few rows ask for both before they multiply, so that nothing is waited for behind the sums.
+//
+// One with GROUPS also takes the largest of each 16 lines' sums, or NaN if one is:
+//
+//   void group(row, line / 16, largest)
+
+struct Nothing {};
+
+// The largest sum of a row in 16 lines: of two lines of the lane, then over the 8 lanes of its quad's place.
+template <class Epilogue>
+__device__ __forceinline__ void give_group(Epilogue epilogue, const ProductParams &p, unsigned row,
+                                           unsigned line, float first, float second) {
+  // Lines g and g + 8 of 16, where the first of 16 is there.
+  float largest = line < p.outputs ? first : -INFINITY;
+  if (line + 8 < p.outputs) largest = MaxOrNan::combine(largest, second);
+  for (unsigned distance = 4; distance < 32; distance *= 2) {
+    largest = MaxOrNan::combine(largest, __shfl_xor_sync(ALL_LANES, largest, distance));
+  }
+  bool leads = threadIdx.x % 32 / 4 == 0;
+  if (leads && row < p.rows && line < p.outputs) epilogue.group(row, line / 16, largest);
+}
 
 // ---- few rows: each weight is read once, from memory to registers ----
 //
 // grid: lines / 16 x rows / (8 * TILES); block: SLICES warps, a slice each. Bound by the weights'
-// bytes: 4 steps (2 x 16 bytes a thread each) are under way before the first is used. The rows of x
-// are the same for all blocks of a processor, which find them in the L1.
+// bytes: AHEAD steps (2 x 16 bytes a thread each) are under way before the first is used, and all others to the L2,
+// before the kernel in front is done. The rows of x are the same for all blocks of a processor, which find them in the L1.
 
 constexpr unsigned FEW_THREADS = SLICES * 32;
 constexpr unsigned FEW_LINES = 16;
-// Blocks that a processor should hold at a time.
-__host__ __device__ constexpr unsigned few_resident(unsigned tiles) { return tiles <= 2 ? 3 : 2; }
+constexpr unsigned FEW_RESIDENT = 2;  // blocks that a processor should hold at a time
 
-template <unsigned TILES, bool ALIGNED, class Weights, class Store>
-__device__ __forceinline__ void product_few(const ProductParams &p, Weights weights, Store store) {
-  SHARED(float, slices);  // [SLICES, FEW_LINES, TILES * 8]
+// ALIGNED: rows are whole CHUNKs.
+template <unsigned TILES, bool ALIGNED = true, class Weights, class Epilogue>
+__device__ __forceinline__ void product_few(const ProductParams &p, Weights weights, Epilogue epilogue) {
+  SHARED(float, slices);  // [SLICES, FEW_LINES, WIDTH]
+  constexpr unsigned WIDTH = TILES * 8;
   // Steps under way: as many of x as there are registers for.
-  constexpr unsigned AHEAD = ALIGNED ? 4 : 1;
-  constexpr unsigned X_AHEAD = !ALIGNED ? 1 : TILES == 1 ? 4 : TILES == 2 ? 2 : 1;
+  constexpr unsigned AHEAD = !ALIGNED ? 1 : TILES <= 4 ? 4 : 2;
+  constexpr unsigned X_AHEAD = !ALIGNED ? 1 : TILES <= 2 ? 4 / TILES : 1;
   unsigned lane = threadIdx.x % 32, slice = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
-  unsigned first_line = blockIdx.x * FEW_LINES, first_row = blockIdx.y * TILES * 8;
-  // Rows and outputs beyond the end repeat the last one; their sums are not stored.
-  auto weight_row = [&](unsigned at) {
-    unsigned output = min(Weights::output(first_line + at), p.outputs - 1);
-    return weights.of(first_line + at) + size_t(output) * p.inputs;
+  unsigned first_line = blockIdx.x * FEW_LINES, first_row = blockIdx.y * WIDTH;
+  unsigned all = div_up(p.inputs, DEPTH), per_slice = slice_depths(p.inputs), first = slice * per_slice;
+  unsigned steps = first < all ? min(per_slice, all - first) : 0;
+  // Where the lane's numbers of the first step stand; rows and outputs beyond the end repeat the last one, and
+  // their sums are not stored.
+  unsigned at = first * DEPTH + quad * CHUNK;
+  auto weight_row = [&](unsigned line) {
+    unsigned output = min(weights.output(line), p.outputs - 1);
+    return weights.of(line) + size_t(output) * p.inputs + at;
   };
-  const bf16 *upper_row = weight_row(group), *lower_row = weight_row(group + 8);
+  const bf16 *upper_row = weight_row(first_line + group), *lower_row = weight_row(first_line + group + 8);
   const bf16 *x_rows[TILES];
+#pragma unroll
   for (unsigned tile = 0; tile < TILES; tile++) {
-    x_rows[tile] = p.x + size_t(min(first_row + tile * 8 + group, p.rows - 1)) * p.inputs;
+    unsigned row = min(first_row + tile * 8 + group, p.rows - 1);
+    x_rows[tile] = p.x + size_t(row) * p.inputs + at;
   }
-  unsigned steps = slice_steps(p.inputs), first = slice * steps;
+  // What is left of the lane's rows from there on; the pointers and this move on together.
+  unsigned left = at < p.inputs ? p.inputs - at : 0;
   uint4 upper[AHEAD], lower[AHEAD], x[X_AHEAD][TILES];
-  auto load_weights = [&](unsigned step, unsigned i) {
-    unsigned at = (first + step) * DEPTH + quad * 8, end = step < steps ? p.inputs : 0;
-    upper[i] = load_eight<ALIGNED, true>(upper_row, at, end);
-    lower[i] = load_eight<ALIGNED, true>(lower_row, at, end);
+  auto load_weights = [&](unsigned ahead, unsigned i) {
+    upper[i] = load_eight<ALIGNED, true>(upper_row, ahead * DEPTH, left);
+    lower[i] = load_eight<ALIGNED, true>(lower_row, ahead * DEPTH, left);
   };
-  auto load_x = [&](unsigned step, unsigned i) {
-    unsigned at = (first + step) * DEPTH + quad * 8, end = step < steps ? p.inputs : 0;
+  auto load_x = [&](unsigned ahead, unsigned i) {
 #pragma unroll
     for (unsigned tile = 0; tile < TILES; tile++) {
-      x[i][tile] = load_eight<ALIGNED, false>(x_rows[tile], at, end);
+      x[i][tile] = load_eight<ALIGNED, false>(x_rows[tile], ahead * DEPTH, left);
     }
   };
+#pragma unroll
+  for (unsigned i = 0; i < AHEAD; i++) {
+    if (i < steps) load_weights(i, i);
+  }
+  // The rest of the slice on its way to the L2, LINE bytes at a time: two lanes for each of its 16 lines. More loads
+  // under way would not help: a warp has six counters to wait for them by.
+  constexpr unsigned LINE = 128;
+  const char *rest = reinterpret_cast<const char *>(weight_row(first_line + lane / 2) - quad * CHUNK);
+  for (unsigned byte = AHEAD * DEPTH * 2 + lane % 2 * LINE; byte < steps * DEPTH * 2; byte += 2 * LINE) {
+    if (first * DEPTH + byte / 2 < p.inputs) prefetch(rest + byte);
+  }
+
+  // The sums that the thread stores: of the same output, OUTPUTS of which make a row of the block.
+  constexpr unsigned OUTPUTS = Weights::PAIR ? FEW_LINES / 2 : FEW_LINES;
+  constexpr unsigned STORED = OUTPUTS * WIDTH, TURNS = STORED < FEW_THREADS ? 1 : STORED / FEW_THREADS;
+  unsigned my_line = threadIdx.x % OUTPUTS, my_row = threadIdx.x / OUTPUTS;
+  unsigned output = weights.output(first_line + my_line);
+  auto row_of = [&](unsigned turn) { return my_row + turn * (FEW_THREADS / OUTPUTS); };
+  auto stores = [&](unsigned turn) {
+    return row_of(turn) < WIDTH && first_row + row_of(turn) < p.rows && output < p.outputs;
+  };
+  typename Epilogue::Early early[TURNS] = {};
+  typename Epilogue::Late late[TURNS] = {};
+#pragma unroll
+  for (unsigned turn = 0; turn < TURNS; turn++) {
+    if (stores(turn)) early[turn] = epilogue.early(first_row + row_of(turn), output);
+  }
+  wait_for_previous();
+  start_next();
+#pragma unroll
+  for (unsigned i = 0; i < X_AHEAD; i++) {
+    if (i < steps) load_x(i, i);
+  }
+#pragma unroll
+  for (unsigned turn = 0; turn < TURNS; turn++) {
+    if (stores(turn)) late[turn] = epilogue.late(first_row + row_of(turn), output);
+  }
 
   float sums[TILES][4] = {};
-#pragma unroll
-  for (unsigned i = 0; i < AHEAD; i++) load_weights(i, i);
-#pragma unroll
-  for (unsigned i = 0; i < X_AHEAD; i++) load_x(i, i);
   for (unsigned start = 0; start < steps; start += AHEAD) {
 #pragma unroll
     for (unsigned i = 0; i < AHEAD; i++) {
-      unsigned step = start + i;
-      if (step < steps) {
+      if (start + i < steps) {
+        // Lines g and g + 8 of the weights, then the columns of x.
+        constexpr unsigned COLUMNS = TILES <= 2 ? TILES : 1;
+        uint4 operands[2 + COLUMNS] = {upper[i], lower[i]};
+#pragma unroll
+        for (unsigned tile = 0; tile < COLUMNS; tile++) operands[2 + tile] = x[i % X_AHEAD][tile];
+        share_sets(operands);
 #pragma unroll
         for (unsigned tile = 0; tile < TILES; tile++) {
-          mma_step(sums[tile], upper[i], lower[i], x[i % X_AHEAD][tile]);
+          uint4 column[1] = {tile < COLUMNS ? operands[2 + tile % COLUMNS] : x[i % X_AHEAD][tile]};
+          if (tile >= COLUMNS) share_sets(column);
+          mma_step(sums[tile], operands[0], operands[1], column[0]);
         }
       }
-      if (step + AHEAD < steps) load_weights(step + AHEAD, i);
-      if (step + X_AHEAD < steps) load_x(step + X_AHEAD, i % X_AHEAD);
+      if (start + i + AHEAD < steps) load_weights(i + AHEAD, i);
+      if (start + i + X_AHEAD < steps) load_x(i + X_AHEAD, i % X_AHEAD);
     }
+    upper_row += AHEAD * DEPTH;
+    lower_row += AHEAD * DEPTH;
+    left -= min(left, AHEAD * DEPTH);
+#pragma unroll
+    for (unsigned tile = 0; tile < TILES; tile++) x_rows[tile] += AHEAD * DEPTH;
   }
 
-  constexpr unsigned WIDTH = TILES * 8;
   float *mine = slices + slice * FEW_LINES * WIDTH;
 #pragma unroll
   for (unsigned tile = 0; tile < TILES; tile++) {
@@ -152,38 +269,31 @@ __device__ __forceinline__ void product_few(const ProductParams &p, Weights weig
     for (unsigned other = 1; other < SLICES; other++) sum += part[other * FEW_LINES * WIDTH];
     return sum;
   };
-  constexpr unsigned OUTPUTS = Weights::PAIR ? FEW_LINES / 2 : FEW_LINES;
-  for (unsigned i = threadIdx.x; i < OUTPUTS * WIDTH; i += FEW_THREADS) {
-    unsigned line = i % OUTPUTS, row = i / OUTPUTS, output = Weights::output(first_line + line);
-    if (first_row + row >= p.rows || output >= p.outputs) continue;
+#pragma unroll
+  for (unsigned turn = 0; turn < TURNS; turn++) {
+    unsigned row = row_of(turn);
+    if constexpr (Epilogue::GROUPS) {
+      // 16 lanes have a row's sums.
+      float largest = stores(turn) ? sum(my_line, row) : -INFINITY;
+      for (unsigned distance = FEW_LINES / 2; distance > 0; distance /= 2) {
+        largest = MaxOrNan::combine(largest, __shfl_xor_sync(ALL_LANES, largest, distance));
+      }
+      if (my_line == 0 && stores(turn)) epilogue.group(first_row + row, blockIdx.x, largest);
+    }
+    if (!stores(turn)) continue;
     if constexpr (Weights::PAIR) {
-      store(first_row + row, output, sum(line, row), sum(line + 8, row));
+      float second = sum(my_line + 8, row);
+      epilogue.store(first_row + row, output, early[turn], late[turn], sum(my_line, row), second);
     } else {
-      store(first_row + row, output, sum(line, row));
+      epilogue.store(first_row + row, output, early[turn], late[turn], sum(my_line, row));
     }
   }
-}
-
-// Calls store(row, output, sum), of a pair of matrices store(row, output, first, second), for all rows and
-// outputs of the block.
-template <unsigned TILES, class Weights, class Store>
-__device__ void product_few(const ProductParams &p, Weights weights, Store store) {
-  if (p.inputs % CHUNK == 0) {
-    product_few<TILES, true>(p, weights, store);
-  } else {
-    product_few<TILES, false>(p, weights, store);
-  }
-}
-
-template <unsigned TILES, class Store>
-__device__ void product_few(const ProductParams &p, Store store) {
-  product_few<TILES>(p, One{p.weight}, store);
 }
 
 // ---- many rows: tiles through shared memory ----
 //
 // grid: lines / WEIGHTS x rows / ROWS; block: warps of WARP_WEIGHTS lines and 32 rows each.
-// STAGES tiles of two steps are under way at a time. Bound by arithmetic, and by shared memory, of
+// STAGES tiles of STEP positions are under way at a time. Bound by arithmetic, and by shared memory, of
 // which a warp of 64 outputs reads 12 x 512 bytes for 32 mma's.
 
 template <unsigned WEIGHTS_, unsigned ROWS_, unsigned WARP_WEIGHTS>
@@ -196,10 +306,12 @@ struct Tiling {
   static constexpr unsigned THREADS = WARPS_ALONG * (ROWS / 32) * 32;
   // mma tiles of a warp: of 16 lines, of 8 rows.
   static constexpr unsigned HIGH = WARP_WEIGHTS / 16, WIDE = 4;
-  // 16-byte chunks of a step, [LINES, 4], and of a stage.
-  static constexpr unsigned STEP = LINES * 4, STAGE = 2 * STEP;
+  // 16-byte chunks of half a stage, [LINES, 4], and of a stage.
+  static constexpr unsigned HALF = LINES * 4, STAGE = 2 * HALF;
   // Chunks of a stage that each thread copies, and how many lines these are apart.
   static constexpr unsigned COPIES = STAGE / THREADS, APART = THREADS / 8;
+  static constexpr unsigned WEIGHT_COPIES = WEIGHTS / APART;
+  static_assert(WEIGHTS % APART == 0, "weights first, then x");
 
   // Where the thread's sums lie: tile (i, j), number k.
   __device__ static unsigned line(unsigned i, unsigned k) {
@@ -223,102 +335,116 @@ struct Sums {
   float of[T::HIGH][T::WIDE][4];
 };
 
-template <class T, bool ALIGNED, class Weights>
+template <class T, bool ALIGNED = true, class Weights>
 __device__ __forceinline__ void product_many(const ProductParams &p, Weights weights,
                                              Sums<T> &total) {
-  SHARED(uint4, stages);  // [STAGES, 2 steps, LINES (weights, then x), 4]
+  SHARED(uint4, stages);  // [STAGES, 2 halves, LINES (weights, then x), 4]
   unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  // Within a step, the lane's weights begin here, its x there. 8 lanes read 128 bytes in a row.
-  unsigned weights_at = warp % T::WARPS_ALONG * T::HIGH * 64 + lane;
-  unsigned x_at = T::WEIGHTS * 4 + warp / T::WARPS_ALONG * 128 + lane;
-  unsigned per_slice = slice_steps(p.inputs), steps = div_up(p.inputs, DEPTH);
-  unsigned stage_count = div_up(steps, 2);
+  // Within a step, the lane's lines of weights and of x begin here, in chunks. It takes 4 numbers of each half of a
+  // line: two lanes share a chunk.
+  unsigned weights_at = (warp % T::WARPS_ALONG * T::HIGH * 16 + lane / 4) * 4;
+  unsigned x_at = (T::WEIGHTS + warp / T::WARPS_ALONG * 32 + lane / 4) * 4;
+  auto numbers = [&](const uint4 *line) {
+    auto halves = reinterpret_cast<const uint2 *>(line) + lane % 4;
+    uint2 first = halves[0], second = halves[4];
+    return uint4{first.x, first.y, second.x, second.y};
+  };
+  unsigned stage_count = div_up(p.inputs, STEP), per_slice = div_up(stage_count, SLICES);
 
-  // The thread copies this part (8 numbers) of each APARTth line.
+  // The thread copies this part (8 numbers) of each APARTth line: first the weights', then those of x.
   unsigned first_line = threadIdx.x / 8, part = threadIdx.x % 8;
   const bf16 *lines[T::COPIES];
   unsigned inside = 0;  // bits: lines that there are
 #pragma unroll
   for (unsigned i = 0; i < T::COPIES; i++) {
     unsigned line = first_line + i * T::APART;
-    bool weight = line < T::WEIGHTS;
+    bool weight = i < T::WEIGHT_COPIES;
     line += weight ? blockIdx.x * T::WEIGHTS : blockIdx.y * T::ROWS - T::WEIGHTS;
-    unsigned row = weight ? Weights::output(line) : line;
+    unsigned row = weight ? weights.output(line) : line;
     bool exists = row < (weight ? p.outputs : p.rows);
     inside |= unsigned(exists) << i;
     lines[i] = (weight ? weights.of(line) : p.x) + (exists ? size_t(row) * p.inputs : 0);
   }
-  uint4 *place = stages + part / 4 * T::STEP + first_line * 4 + part % 4;
-  auto copy_stage = [&](unsigned index) {
-    unsigned at = index * 2 * DEPTH + part * 8;
-    uint4 *to = place + index % T::STAGES * T::STAGE;
-#pragma unroll
-    for (unsigned i = 0; i < T::COPIES; i++) {
-      bool valid = at < p.inputs && (inside >> i & 1);
-      if constexpr (ALIGNED) {
-        copy_async(to + i * T::APART * 4, lines[i] + (valid ? at : 0), valid);
-      } else {
-        to[i * T::APART * 4] = load_eight<false>(lines[i], at, valid ? p.inputs : 0);
-      }
+  uint4 *place = stages + part / 4 * T::HALF + first_line * 4 + part % 4;
+  auto copy_line = [&](unsigned index, unsigned i) {
+    unsigned at = index * STEP + part * CHUNK;
+    uint4 *to = place + index % T::STAGES * T::STAGE + i * T::APART * 4;
+    bool valid = at < p.inputs && (inside >> i & 1);
+    if constexpr (ALIGNED) {
+      copy_async(to, lines[i] + (valid ? at : 0), valid);
+    } else {
+      *to = load_eight<false>(lines[i], at, valid ? p.inputs : 0);
     }
   };
 
-  total = Sums<T>{};
-  Sums<T> slice{};
-  for (unsigned i = 0; i < T::STAGES - 1; i++) {
-    if (i < stage_count) copy_stage(i);
+  // The weights of the first stages before the wait, x behind it.
+  for (unsigned index = 0; index < T::STAGES - 1 && index < stage_count; index++) {
+#pragma unroll
+    for (unsigned i = 0; i < T::WEIGHT_COPIES; i++) copy_line(index, i);
+  }
+  wait_for_previous();
+  start_next();
+  for (unsigned index = 0; index < T::STAGES - 1; index++) {
+#pragma unroll
+    for (unsigned i = T::WEIGHT_COPIES; i < T::COPIES; i++) {
+      if (index < stage_count) copy_line(index, i);
+    }
     copy_commit();
   }
+  total = Sums<T>{};
+  Sums<T> slice{};
   unsigned left = per_slice;
   for (unsigned index = 0; index < stage_count; index++) {
     copy_wait<T::STAGES - 2>();
     __syncthreads();
-    if (index + T::STAGES - 1 < stage_count) copy_stage(index + T::STAGES - 1);
+#pragma unroll
+    for (unsigned i = 0; i < T::COPIES; i++) {
+      if (index + T::STAGES - 1 < stage_count) copy_line(index + T::STAGES - 1, i);
+    }
     copy_commit();
 #pragma unroll
     for (unsigned half = 0; half < 2; half++) {
-      if (2 * index + half >= steps) break;
-      const uint4 *step = stages + index % T::STAGES * T::STAGE + half * T::STEP;
+      const uint4 *step = stages + index % T::STAGES * T::STAGE + half * T::HALF;
       uint4 x[T::WIDE];
 #pragma unroll
-      for (unsigned j = 0; j < T::WIDE; j++) x[j] = step[x_at + j * 32];
+      for (unsigned j = 0; j < T::WIDE; j++) x[j] = numbers(step + x_at + j * 32);
 #pragma unroll
       for (unsigned i = 0; i < T::HIGH; i++) {
-        uint4 upper = step[weights_at + i * 64], lower = step[weights_at + i * 64 + 32];
+        uint4 upper = numbers(step + weights_at + i * 64), lower = numbers(step + weights_at + i * 64 + 32);
 #pragma unroll
         for (unsigned j = 0; j < T::WIDE; j++) mma_step(slice.of[i][j], upper, lower, x[j]);
       }
-      if (--left == 0 || 2 * index + half + 1 == steps) {
-        left = per_slice;
-#pragma unroll
-        for (unsigned i = 0; i < T::HIGH; i++)
-#pragma unroll
-          for (unsigned j = 0; j < T::WIDE; j++)
-#pragma unroll
-            for (unsigned k = 0; k < 4; k++) {
-              total.of[i][j][k] += slice.of[i][j][k];
-              slice.of[i][j][k] = 0;
-            }
-      }
     }
+    if (--left > 0 && index + 1 < stage_count) continue;
+    left = per_slice;
+#pragma unroll
+    for (unsigned i = 0; i < T::HIGH; i++)
+#pragma unroll
+      for (unsigned j = 0; j < T::WIDE; j++)
+#pragma unroll
+        for (unsigned k = 0; k < 4; k++) {
+          total.of[i][j][k] += slice.of[i][j][k];
+          slice.of[i][j][k] = 0;
+        }
   }
 }
 
-template <class T, class Weights>
-__device__ __forceinline__ void product_many(const ProductParams &p, Weights weights,
-                                             Sums<T> &total) {
-  if (p.inputs % CHUNK == 0) {
-    product_many<T, true>(p, weights, total);
-  } else {
-    product_many<T, false>(p, weights, total);
-  }
-}
-
-// Calls store as product_few does.
-template <class T, class Weights, class Store>
-__device__ void product_many(const ProductParams &p, Weights weights, Store store) {
+// Gives the epilogue all sums of the block.
+template <class T, class Weights, class Epilogue>
+__device__ void product_many(const ProductParams &p, Weights weights, Epilogue epilogue) {
   Sums<T> sums;
-  product_many(p, weights, sums);
+  product_many<T>(p, weights, sums);
+  if constexpr (Epilogue::GROUPS) {
+#pragma unroll
+    for (unsigned i = 0; i < T::HIGH; i++)
+#pragma unroll
+      for (unsigned j = 0; j < T::WIDE; j++)
+#pragma unroll
+        for (unsigned k = 0; k < 2; k++) {
+          const float(&of)[4] = sums.of[i][j];
+          give_group(epilogue, p, T::row(j, k), T::line(i, k), of[k], of[k + 2]);
+        }
+  }
 #pragma unroll
   for (unsigned i = 0; i < T::HIGH; i++)
 #pragma unroll
@@ -326,28 +452,29 @@ __device__ void product_many(const ProductParams &p, Weights weights, Store stor
 #pragma unroll
       for (unsigned k = 0; k < (Weights::PAIR ? 2 : 4); k++) {
         const float(&of)[4] = sums.of[i][j];
-        unsigned row = T::row(j, k), output = Weights::output(T::line(i, k));
+        unsigned row = T::row(j, k), output = weights.output(T::line(i, k));
         if (row >= p.rows || output >= p.outputs) continue;
+        auto early = epilogue.early(row, output);
+        auto late = epilogue.late(row, output);
         if constexpr (Weights::PAIR) {
-          store(row, output, of[k], of[k + 2]);
+          epilogue.store(row, output, early, late, of[k], of[k + 2]);
         } else {
-          store(row, output, of[k]);
+          epilogue.store(row, output, early, late, of[k]);
         }
       }
-}
-
-template <class T, class Store>
-__device__ void product_many(const ProductParams &p, Store store) {
-  product_many<T>(p, One{p.weight}, store);
 }
 
 // ---- a product that is stored: its bias comes in, a function of both, and the rounding to bf16 ----
 
 template <class Activation>
 struct StoreActivated {
+  static constexpr bool GROUPS = false;
+  using Early = float;
+  using Late = Nothing;
   const MatmulParams &p;
-  __device__ void operator()(unsigned row, unsigned output, float sum) const {
-    float bias = p.bias ? p.bias[output] : 0;
+  __device__ float early(unsigned, unsigned output) const { return p.bias ? p.bias[output] : 0; }
+  __device__ Nothing late(unsigned, unsigned) const { return {}; }
+  __device__ void store(unsigned row, unsigned output, float bias, Nothing, float sum) const {
     p.out[size_t(row) * p.product.outputs + output] = to_bf16(Activation::of(sum + bias));
   }
 };

@@ -1,12 +1,13 @@
 // Runs a kernel's blocks in a shuffled order, and the threads of a block as fibers that switch at
-// barriers and warp collectives, the next one drawn at random among those of all blocks alive. Shared
-// memory is poisoned before each block, and so is the target of an asynchronous copy until it is
-// waited for: what reads too early reads NaNs. A barrier that not all threads reach ends the process.
+// barriers and warp collectives, the next one drawn at random among those of all blocks alive; what they
+// have asked for and is to happen later (hopper.cpp) is drawn with them. Shared memory is poisoned before
+// each block, and so is the target of an asynchronous copy until it is waited for: what reads too early
+// reads NaNs. A barrier that not all threads reach ends the process.
 //
 // Blocks run one after another, but for those of an early launch that begin before the launch in
 // front of it: they sleep where they wait for it, and go on together once it is done.
 
-#include "emulator.h"
+#include "hopper.h"
 
 #include <csignal>
 #include <cstdarg>
@@ -139,6 +140,7 @@ struct Block {
   unsigned threads = 0, ended = 0, at_barrier = 0;
   const char *barrier_site = nullptr;
   char *shared = nullptr;
+  Asynchronous asynchronous;
 
   ~Block() {
     if (shared) munmap(shared, SHARED_BYTES + BEYOND_SHARED_BYTES);
@@ -158,6 +160,9 @@ struct Launch {
   std::vector<unsigned> blocks;  // still to begin, the last one first
   std::vector<std::unique_ptr<Block>> alive;
   uint64_t copied_bytes;
+  // Copies of boxes, or products of warpgroups, happen as late as may be.
+  bool late_copies, late_products;
+  unsigned shared_address;  // of the shared memory's first byte
 
   // xorshift64*
   unsigned below(unsigned bound) {
@@ -177,13 +182,7 @@ struct State {
   size_t host_stack_bytes = 0;
 
   ~State() {
-    for (char *stack : stacks) {
-#if defined(__SANITIZE_ADDRESS__)
-      // A fiber never returns from its first function, so that one's marks are still there.
-      __asan_unpoison_memory_region(stack, STACK_BYTES);
-#endif
-      munmap(stack, STACK_BYTES);
-    }
+    for (char *stack : stacks) munmap(stack, STACK_BYTES);
   }
 };
 
@@ -247,14 +246,13 @@ __forceinline__ void resume(Fiber &fiber) {
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
   if (!fiber.started) {
+#if defined(__SANITIZE_ADDRESS__)
+    // A fiber never returns from its first function, so that one's marks are still there.
+    __asan_unpoison_memory_region(fiber.stack, STACK_BYTES);
+#endif
     state->stacks.push_back(fiber.stack);
     fiber.stack = nullptr;
   }
-}
-
-void wait_at(const char *site) {
-  current->waits_at = site;
-  to_scheduler(false);
 }
 
 void enter(Block *other) {
@@ -284,6 +282,7 @@ void begin_block() {
   block->ended = block->at_barrier = 0;
   block->runnable.clear();
   block->asleep.clear();
+  block->asynchronous.clear();
   for (unsigned thread = 0; thread < block->threads; thread++) {
     Fiber &fiber = block->fibers[thread];
     fiber.thread = thread;
@@ -302,22 +301,56 @@ __forceinline__ void resume_at(Block &block, unsigned pick) {
   resume(block.fibers[thread]);
 }
 
-// Runs the fibers of all blocks alive until none can go on.
+// Lets one of the alive blocks' fibers go on, or one thing happen that they have asked for. False if there is nothing.
+bool step() {
+  size_t runnable = 0, copies = 0, products = 0;
+  for (auto &one : launch->alive) {
+    runnable += one->runnable.size();
+    copies += one->asynchronous.boxes.size();
+    products += one->asynchronous.products;
+  }
+  if (launch->late_copies && runnable > 0) copies = 0;
+  if (launch->late_products && runnable + copies > 0) products = 0;
+  if (runnable + copies + products == 0) return false;
+  size_t pick = launch->below(unsigned(runnable + copies + products));
+  // The block that has the pick-th of what `count` counts.
+  auto enter_at = [&](auto count) {
+    for (auto &one : launch->alive) {
+      if (pick < count(*one)) return enter(one.get());
+      pick -= count(*one);
+    }
+  };
+  if (pick < runnable) {
+    enter_at([](Block &one) { return one.runnable.size(); });
+    resume_at(*block, unsigned(pick));
+    return true;
+  }
+  pick -= runnable;
+  bool copy = pick < copies;
+  if (copy) {
+    enter_at([](Block &one) { return one.asynchronous.boxes.size(); });
+  } else {
+    pick -= copies;
+    enter_at([](Block &one) { return size_t(one.asynchronous.products); });
+  }
+  if (block->ended == block->threads) fail("the block ends before %s that it asked for", copy ? "a copy" : "a product");
+  copy ? finish_copy(unsigned(pick)) : finish_product(unsigned(pick));
+  return true;
+}
+
+// Until no fiber can go on and nothing is under way.
 void run_alive() {
   if (launch->alive.size() == 1) {
     Block &only = *launch->alive[0];
     Launch &draws = *launch;
-    while (!only.runnable.empty()) resume_at(only, draws.below(unsigned(only.runnable.size())));
+    do {
+      while (!only.runnable.empty() && only.asynchronous.idle()) {
+        resume_at(only, draws.below(unsigned(only.runnable.size())));
+      }
+    } while (step());
     return;
   }
-  for (;;) {
-    size_t runnable = 0;
-    for (auto &one : launch->alive) runnable += one->runnable.size();
-    if (runnable == 0) return;
-    size_t pick = launch->below(unsigned(runnable)), at = 0;
-    while (pick >= launch->alive[at]->runnable.size()) pick -= launch->alive[at++]->runnable.size();
-    enter(launch->alive[at].get());
-    resume_at(*block, unsigned(pick));
+  while (step()) {
   }
 }
 
@@ -331,6 +364,7 @@ void end_alive() {
       fail("thread %u waits for ever at %s; %u of %u threads have ended", fiber.thread,
            fiber.waits_at, block->ended, block->threads);
     }
+    require_waited();
     state->blocks.push_back(std::move(one));
   }
   launch->alive.clear();
@@ -380,6 +414,22 @@ void install_handler() {
 
 char *shared_memory() { return block->shared; }
 
+unsigned shared_address(const void *shared) {
+  return launch->shared_address + unsigned(static_cast<const char *>(shared) - block->shared);
+}
+
+void sleep_at(const char *site) {
+  current->waits_at = site;
+  to_scheduler(false);
+}
+
+void wake(unsigned thread) { block->runnable.push_back(thread); }
+
+Asynchronous &asynchronous() { return block->asynchronous; }
+unsigned block_threads() { return block->threads; }
+size_t shared_bytes() { return launch->shared_bytes; }
+void count_copied(size_t bytes) { launch->copied_bytes += bytes; }
+
 void fail(const char *format, ...) {
   char text[512];
   va_list args;
@@ -402,7 +452,7 @@ void sync_threads(const char *site) {
   block->at_barrier++;
   if (block->at_barrier + block->ended > block->threads) fail("too many threads at %s", site);
   if (block->at_barrier < block->threads) {
-    wait_at(site);
+    sleep_at(site);
     return;
   }
   block->at_barrier = 0;
@@ -411,7 +461,7 @@ void sync_threads(const char *site) {
   }
   // The last one to arrive has no right to go first.
   block->runnable.push_back(thread_idx.x);
-  wait_at(nullptr);
+  sleep_at(nullptr);
 }
 
 void warp_collective(const char *site, void *data, void (*apply)(void *const *lanes)) {
@@ -424,14 +474,14 @@ void warp_collective(const char *site, void *data, void (*apply)(void *const *la
   }
   warp.lanes[thread % 32] = data;
   if (++warp.arrived < 32) {
-    wait_at(site);
+    sleep_at(site);
     return;
   }
   warp.arrived = 0;
   apply(warp.lanes);
   unsigned first = thread / 32 * 32;
   for (unsigned lane = first; lane < first + 32; lane++) block->runnable.push_back(lane);
-  wait_at(nullptr);
+  sleep_at(nullptr);
 }
 
 void require_shared(const void *address) {
@@ -474,7 +524,7 @@ void wait_for_previous() {
     taken += 16;
   }
   block->asleep.push_back(thread_idx.x);
-  wait_at("wait_for_previous");
+  sleep_at("wait_for_previous");
 }
 
 void start_next() {
@@ -495,7 +545,11 @@ extern "C" void *trimtab_emulator_begin(const char *kernel, void (*run)(const vo
   install_handler();
   state = &host_state;
   launch = new Launch{kernel, run, params, early, {grid[0], grid[1], grid[2]}, threads, shared_bytes,
-                      seed * 0x9E3779B97F4A7C15ull | 1, ahead, {}, {}, 0};
+                      seed * 0x9E3779B97F4A7C15ull | 1, ahead, {}, {}, 0, false, false, 0};
+  launch->late_copies = launch->below(2);
+  launch->late_products = launch->below(2);
+  // A GPU keeps the first bytes to itself, and may keep a few more.
+  launch->shared_address = 1024 + 16 * launch->below(64);
   current = nullptr;
   block_idx = {0, 0, 0};
   if (threads == 0 || threads % 32 || threads > 1024) fail("%u threads a block", threads);

@@ -13,6 +13,10 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
+struct uint2 {
+  unsigned x, y;
+};
+
 struct uint4 {
   unsigned x, y, z, w;
 };
@@ -42,6 +46,9 @@ void warp_collective(const char *site, void *data, void (*apply)(void *const *la
 // Fails unless 16 aligned bytes of the block's shared memory begin there.
 void require_shared(const void *address);
 
+// sums[r][c] += the 16 products of left[r] and right[c], bf16, as tensor cores add them.
+void add_products(const unsigned short (&left)[16][16], const unsigned short (&right)[8][16],
+                  float (&sums)[16][8]);
 void mma(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 unsigned transpose(unsigned pair);
 void load_transposed(unsigned (&pairs)[4], const void *row);
@@ -50,6 +57,19 @@ void copy_commit();
 void copy_wait(unsigned groups);
 void wait_for_previous();
 void start_next();
+
+// Hopper's asynchronous instructions; `map` is a TileMap's words.
+unsigned shared_address(const void *shared);
+void barrier_init(void *barrier, unsigned arrivals);
+void barrier_arrive(void *barrier);
+void barrier_expect(void *barrier, unsigned bytes);
+void barrier_wait(const char *site, void *barrier, unsigned parity);
+void load_box(void *shared, const unsigned long long *map, unsigned column, unsigned row,
+              void *barrier);
+void wgmma(float *sums, unsigned columns, unsigned long long a, unsigned long long b, bool add);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(unsigned groups);
 
 inline void require_all(unsigned mask) {
   if (mask != 0xffffffffu) fail("a warp collective without all lanes: mask %x", mask);

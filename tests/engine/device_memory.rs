@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{folder, gpu};
 use trimtab::backend::cpu::{CpuBackend, Isa};
-use trimtab::backend::cuda::{CudaBackend, Device, Emulator, Launcher, Step};
+use trimtab::backend::cuda::{CudaBackend, Device, Emulator, Launcher, Step, TileShape};
 use trimtab::backend::{Backend, Heads, PoolShape, Room};
 use trimtab::engine::{Config, Engine, Limits, Model, ModelFiles, Pair};
 use trimtab::error::{Error, Result};
@@ -179,6 +179,14 @@ impl Device for Refusing {
 
     fn shared_bytes(&self) -> usize {
         self.0.shared_bytes()
+    }
+
+    fn multiplies_wide(&self) -> bool {
+        self.0.multiplies_wide()
+    }
+
+    fn tile_map(&self, shape: TileShape) -> Result<u64> {
+        self.0.tile_map(shape)
     }
 
     fn starts_early(&self, kernel: &'static str) -> bool {

@@ -63,7 +63,7 @@ impl Random {
 }
 
 /// Runs a block with every backend that is tested: the CPU in all its ways, the kernels on the
-/// emulator with their threads in two orders, and on the GPU where `TRIMTAB_TEST_DEVICE` is
+/// emulator in two orders of threads, with Hopper's kernels and with those of other GPUs, and on the GPU where `TRIMTAB_TEST_DEVICE` is
 /// `cuda`; on that alone where `TRIMTAB_TEST_SANITIZED` is set too, since nobody checks the others then. The
 /// block names what it is given: `|name, backend| { … }`.
 macro_rules! on_every_backend {
@@ -84,8 +84,9 @@ pub fn emulators() -> Vec<(String, CudaBackend<Emulator>)> {
     if sanitized() {
         return Vec::new();
     }
-    let emulator = |seed| (format!("emulator, order {seed}"), CudaBackend::emulated(seed).unwrap());
-    vec![emulator(1), emulator(2)]
+    let hopper = ("emulator of Hopper".to_owned(), CudaBackend::emulated(1).unwrap());
+    let other = CudaBackend::new(Emulator::new(2).without_wide()).unwrap();
+    vec![hopper, ("emulator of other GPUs".to_owned(), other)]
 }
 
 /// The kernels on a GPU, if one is to be tested.

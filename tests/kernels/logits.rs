@@ -38,3 +38,10 @@ fn maxima_say_where_a_logit_is_nan() {
         }
     });
 }
+
+#[test]
+fn a_row_does_not_notice_its_batch() {
+    on_every_backend!(|name, backend| {
+        Case::rows_do_not_notice_their_batch(&name, |case| run(&name, &backend, case));
+    });
+}

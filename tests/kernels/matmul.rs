@@ -1,6 +1,6 @@
 use crate::harness::*;
 use trimtab::backend::{Backend, Logits};
-use trimtab::tensor::bf16;
+use trimtab::tensor::{Element, bf16};
 
 /// Inputs and outputs that fill, straddle and miss panels, pairs and blocks of pairs (256 inputs).
 pub const SHAPES: [(usize, usize); 8] =
@@ -91,9 +91,9 @@ impl Case {
     }
 
     /// Goal: a row's bits are the same alone and in any batch, also one large enough to be cut into
-    /// blocks and spread over threads.
-    pub fn rows_do_not_notice_their_batch(name: &str, run: impl Fn(&Self) -> Vec<bf16>) {
-        for shape in [(130, 193), (264, 193), (1101, 70)] {
+    /// blocks and spread over threads, and where few rows and many have other kernels.
+    pub fn rows_do_not_notice_their_batch<T: Element>(name: &str, run: impl Fn(&Self) -> Vec<T>) {
+        for shape in [(130, 193), (264, 193), (1101, 70), (1096, 30)] {
             let case = Self::new(372, shape, true);
             let whole = run(&case);
             for (first, rows) in
@@ -102,7 +102,8 @@ impl Case {
                 let x = case.x[first * case.inputs..][..rows * case.inputs].to_vec();
                 let (weight, bias) = (case.weight.clone(), case.bias.clone());
                 let part = Self { rows, x, weight, bias, ..case };
-                let bits = |values: &[bf16]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                let bits =
+                    |values: &[T]| values.iter().map(|v| v.to_f64().to_bits()).collect::<Vec<_>>();
                 assert_eq!(
                     bits(&run(&part)[..rows * case.outputs]),
                     bits(&whole[first * case.outputs..][..rows * case.outputs]),

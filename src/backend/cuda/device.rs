@@ -45,6 +45,23 @@ impl Display for Launch {
     }
 }
 
+/// A matrix of bf16 in device memory, `[rows, inputs]` row-major, and the boxes of `box_rows` rows by 64 numbers that
+/// are to be copied from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TileShape {
+    /// A multiple of 16.
+    pub address: u64,
+    /// Numbers of a row, a multiple of 8.
+    pub inputs: usize,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Rows of a box, at most 256.
+    pub box_rows: usize,
+    /// Bytes from this matrix to another of the same shape, of which a box then has half of its rows, in turns of 8.
+    /// Then `rows` is a multiple of 8.
+    pub twin: Option<u64>,
+}
+
 /// One queue of a device, with the device's memory: what is asked of a queue later happens later.
 pub trait Device: Launcher + Send + Sync + Sized + 'static {
     /// One part in so many of the free memory is not taken by default.
@@ -69,6 +86,13 @@ pub trait Device: Launcher + Send + Sync + Sized + 'static {
 
     /// True if this kernel may start here before the one in front of it is done.
     fn starts_early(&self, kernel: &'static str) -> bool;
+
+    /// True if kernels can use wgmma and the copy engine here, as on Hopper.
+    fn multiplies_wide(&self) -> bool;
+
+    /// The address of a map of this matrix in device memory, for the copy engine. It lives as long as the device, and
+    /// says nothing but what `shape` says: one whose matrix is gone serves the next one there.
+    fn tile_map(&self, shape: TileShape) -> Result<u64>;
 
     /// The memory that there is, where that is known.
     fn room(&self) -> Option<Room>;

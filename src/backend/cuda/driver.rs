@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::result;
 use cudarc::driver::sys;
 
-use super::device::{Device, KERNELS, Kernel, Launch};
+use super::device::{Device, KERNELS, Kernel, Launch, TileShape};
 use super::gpus::{Gpu, gpus, refusal, refused, unavailable};
 use super::graph::Graph;
 use super::replay::{Launcher, Step};
+use super::tile_map::TileMaps;
 use crate::backend::Room;
 use crate::error::{Error, Result};
 
@@ -33,6 +34,10 @@ pub fn missing_kernels() -> Option<&'static str> {
 #[repr(C, align(64))]
 struct Aligned<const BYTES: usize>([u8; BYTES]);
 
+/// The compute capability that the kernels use the own instructions of: the fat binary's sm_90a code runs on no other,
+/// and others get code without them, also without waits for the kernel in front.
+const HOPPER: (i32, i32) = (9, 0);
+
 /// Bytes of page-locked memory through which a queue's copies go.
 const STAGING_BYTES: usize = 8 << 20;
 
@@ -46,6 +51,7 @@ struct Opened {
     /// As whoever looks for the launch at fault asks for: no graphs.
     one_by_one: bool,
     functions: HashMap<&'static str, Function>,
+    maps: Mutex<TileMaps>,
 }
 
 /// A kernel as it was loaded.
@@ -114,10 +120,12 @@ impl Driver {
         let shared = unsafe { result::device::get_attribute(device, which) }.map_err(opening())?;
         // For measuring: without it every kernel waits for the one in front to be done.
         let early = std::env::var_os("TRIMTAB_EARLY").is_none_or(|value| value != "0");
-        let functions = load(fatbin, shared, early && gpu.capability >= (9, 0))?;
+        let functions = load(fatbin, shared, early && gpu.capability == HOPPER)?;
         let (multiprocessors, shared_bytes) = (count as usize, shared as usize);
         let one_by_one = std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value == "1");
-        let opened = Opened { multiprocessors, shared_bytes, gpu, context, one_by_one, functions };
+        let maps = Mutex::default();
+        let opened =
+            Opened { multiprocessors, shared_bytes, gpu, context, one_by_one, functions, maps };
         Self::queue(Arc::new(opened))
     }
 
@@ -262,8 +270,6 @@ fn load(fatbin: &[u8], shared: i32, early: bool) -> Result<HashMap<&'static str,
     // SAFETY: nvcc made the image; the module lives as long as the process.
     let module = unsafe { result::module::load_data(fatbin.as_ptr().cast()) };
     let module = module.map_err(refused("loading the kernels"))?;
-    // For measuring: percent of a processor's fast memory that is shared memory.
-    let carveout = std::env::var("TRIMTAB_CARVEOUT").ok().and_then(|value| value.parse().ok());
     let find = |&Kernel { name, early: marked }: &Kernel| {
         let c_name = CString::new(name).expect("kernels have ASCII names");
         let refused = || refused(format!("loading the kernel {name}"));
@@ -273,13 +279,6 @@ fn load(fatbin: &[u8], shared: i32, early: bool) -> Result<HashMap<&'static str,
         // SAFETY: the function was just found.
         unsafe { result::function::set_function_attribute(function, which, shared) }
             .map_err(refused())?;
-        if let Some(percent) = carveout {
-            let which =
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-            // SAFETY: as above.
-            unsafe { result::function::set_function_attribute(function, which, percent) }
-                .map_err(refused())?;
-        }
         Ok((name, Function { handle: function, early: early && marked }))
     };
     KERNELS.iter().map(find).collect()
@@ -311,6 +310,17 @@ impl Device for Driver {
 
     fn starts_early(&self, kernel: &'static str) -> bool {
         self.opened.functions[kernel].early
+    }
+
+    fn multiplies_wide(&self) -> bool {
+        self.opened.gpu.capability == HOPPER
+    }
+
+    fn tile_map(&self, shape: TileShape) -> Result<u64> {
+        let mut maps = self.opened.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        self.enter()?;
+        // SAFETY: the context is set.
+        unsafe { maps.get(shape) }.map_err(refused(format!("mapping {shape:?}")))
     }
 
     fn room(&self) -> Option<Room> {

@@ -5,8 +5,9 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::device::{Device, Launch};
+use super::device::{Device, Launch, TileShape};
 use super::lazy::Queues;
+use super::params::TileMap;
 use super::replay::{Launcher, Step};
 use crate::backend::Room;
 use crate::backend::cpu::{HOST_MARGIN, host_room};
@@ -62,6 +63,8 @@ pub struct Emulator {
     /// Bytes uploaded since this queue was last waited for.
     staged: AtomicUsize,
     shared_bytes: usize,
+    /// It stands in for a GPU that has Hopper's own instructions.
+    wide: bool,
 }
 
 /// What all queues of an emulator have in common.
@@ -75,6 +78,7 @@ struct Machine {
 struct State {
     queues: Queues<Task>,
     launches: u64,
+    maps: HashMap<TileShape, Box<TileMap>>,
 }
 
 enum Task {
@@ -119,7 +123,8 @@ impl Emulator {
             (name.to_str().expect("kernels have ASCII names"), *kernel)
         });
         let kernels = kernels.collect();
-        let state = Mutex::new(State { queues: Queues::new(seed), launches: 0 });
+        let state =
+            Mutex::new(State { queues: Queues::new(seed), launches: 0, maps: HashMap::new() });
         Self::open(Arc::new(Machine { kernels, seed, state, copied_bytes: AtomicU64::new(0) }))
     }
 
@@ -131,13 +136,20 @@ impl Emulator {
 
     fn open(machine: Arc<Machine>) -> Self {
         let queue = machine.state().queues.open();
-        Self { machine, queue, staged: AtomicUsize::new(0), shared_bytes: SHARED_BYTES }
+        Self { machine, queue, staged: AtomicUsize::new(0), shared_bytes: SHARED_BYTES, wide: true }
     }
 
-    /// The same with less shared memory for a block, as on smaller GPUs.
+    /// The same with less shared memory for a block, as on smaller GPUs, which have none of Hopper's instructions.
     #[must_use]
     pub fn with_shared_bytes(self, shared_bytes: usize) -> Self {
-        Self { shared_bytes: shared_bytes.min(SHARED_BYTES), ..self }
+        let wide = self.wide && shared_bytes >= SHARED_BYTES;
+        Self { shared_bytes: shared_bytes.min(SHARED_BYTES), wide, ..self }
+    }
+
+    /// The same without Hopper's own instructions, as on other GPUs.
+    #[must_use]
+    pub fn without_wide(self) -> Self {
+        Self { wide: false, ..self }
     }
 
     fn wait(&self) {
@@ -230,12 +242,35 @@ impl Device for Emulator {
         self.machine.kernels[kernel].early
     }
 
+    fn multiplies_wide(&self) -> bool {
+        self.wide
+    }
+
+    fn tile_map(&self, shape: TileShape) -> Result<u64> {
+        let TileShape { address, inputs, rows, box_rows, twin } = shape;
+        let mut state = self.machine.state();
+        let map = state.maps.entry(shape).or_insert_with(|| {
+            // As kernels/emulator/hopper.cpp reads it.
+            let mut words = [0; 16];
+            let numbers = [inputs, rows, box_rows].map(|number| number as u64);
+            words[0] = address;
+            words[1..4].copy_from_slice(&numbers);
+            words[4] = twin.unwrap_or(0);
+            Box::new(TileMap { words })
+        });
+        Ok((&raw const **map) as u64)
+    }
+
     fn room(&self) -> Option<Room> {
         host_room()
     }
 
     fn side(&self) -> Result<Self> {
-        Ok(Self::open(self.machine.clone()).with_shared_bytes(self.shared_bytes))
+        Ok(Self {
+            shared_bytes: self.shared_bytes,
+            wide: self.wide,
+            ..Self::open(self.machine.clone())
+        })
     }
 
     fn after(&self, other: &Self) -> Result<()> {

@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 use crate::error::{Error, Result};
 
 /// The functions of libcuda that are used here; cudarc panics at one that is missing.
-const FUNCTIONS: [&CStr; 38] = [
+const FUNCTIONS: [&CStr; 41] = [
     c"cuInit",
     c"cuDeviceGetCount",
     c"cuDeviceGet",
@@ -18,6 +18,7 @@ const FUNCTIONS: [&CStr; 38] = [
     c"cuDevicePrimaryCtxRetain",
     c"cuDevicePrimaryCtxRelease_v2",
     c"cuCtxSetCurrent",
+    c"cuCtxSynchronize",
     c"cuModuleLoadData",
     c"cuModuleGetFunction",
     c"cuFuncSetAttribute",
@@ -34,8 +35,10 @@ const FUNCTIONS: [&CStr; 38] = [
     c"cuMemHostAlloc",
     c"cuMemFreeHost",
     c"cuMemsetD8Async",
+    c"cuMemcpyHtoD_v2",
     c"cuMemcpyHtoDAsync_v2",
     c"cuMemcpyDtoHAsync_v2",
+    c"cuTensorMapEncodeTiled",
     c"cuLaunchKernelEx",
     c"cuGraphCreate",
     c"cuGraphDestroy",

@@ -21,11 +21,12 @@ mod product;
 mod queue;
 mod replay;
 mod sample;
+mod tile_map;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Matrix};
-pub use device::{Device, KERNELS, Kernel, Launch};
+pub use device::{Device, KERNELS, Kernel, Launch, TileShape};
 pub use driver::{Driver, missing_kernels};
 pub use emulator::Emulator;
 pub use gpus::{Gpu, gpus};
@@ -353,13 +354,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         assert!(residual.len >= rows * weight.outputs, "residual: [rows, {}]", weight.outputs);
         assert!(bias.is_none_or(|bias| bias.len == weight.outputs), "bias: [out]");
         let product = Product::new(rows, x, weight);
-        let params = MatmulAddParams {
-            product: product.params(),
-            bias: bias.map_or(std::ptr::null(), Buffer::as_ptr),
-            residual: residual.as_mut_ptr(),
-        };
+        let bias = bias.map_or(std::ptr::null(), Buffer::as_ptr);
+        let params = |product| MatmulAddParams { product, bias, residual: residual.as_mut_ptr() };
         // SAFETY: the kernels' struct, shapes checked.
-        unsafe { product.launch(self, product::MATMUL_ADD, &params) }
+        unsafe { product.launch(self, product::MATMUL_ADD, params) }
     }
 
     fn rope(
@@ -405,10 +403,10 @@ impl<D: Device> Backend for CudaBackend<D> {
             shape: pool_params(shape),
             layer: count(layer),
         };
+        let heads = shape.heads;
+        let threads = count(heads.dim.next_multiple_of(32).min(THREADS as usize));
         // SAFETY: the kernel's struct, shapes checked; slots and entries are the engine's.
-        unsafe {
-            self.by_row("store_kv", rows, 2 * shape.heads.kv * shape.heads.dim, THREADS, &params)
-        }
+        unsafe { self.launch("store_kv", [rows, 2 * heads.kv, 1], threads, 0, &params) }
     }
 
     fn copy_pages(

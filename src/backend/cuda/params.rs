@@ -14,6 +14,11 @@ pub const GUIDANCE_THREADS: u32 = 1024;
 pub const PAGE_COPIES: u32 = 256;
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
+pub struct TileMap {
+    pub words: [::std::os::raw::c_ulonglong; 16usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PoolParams {
     pub layers: ::std::os::raw::c_uint,
     pub pages: ::std::os::raw::c_uint,
@@ -64,6 +69,8 @@ pub struct ProductParams {
     pub rows: ::std::os::raw::c_uint,
     pub inputs: ::std::os::raw::c_uint,
     pub outputs: ::std::os::raw::c_uint,
+    pub x_map: *const TileMap,
+    pub weight_map: *const TileMap,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]

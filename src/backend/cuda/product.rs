@@ -3,9 +3,9 @@
 use std::ptr;
 
 use super::buffer::{Buffer, Matrix};
-use super::device::Device;
+use super::device::{Device, TileShape};
 use super::params::{
-    LogitsParams, LogprobsParams, MatmulParams, MatmulSiluGateParams, ProductParams,
+    LogitsParams, LogprobsParams, MatmulParams, MatmulSiluGateParams, ProductParams, TileMap,
 };
 use super::replay::Params;
 use super::{CudaBackend, THREADS, WORKSPACE_LEN, check_logits, count};
@@ -16,38 +16,39 @@ use crate::tensor::bf16;
 // As in kernels/product.cuh.
 const SLICES: usize = 8;
 const FEW_LINES: usize = 16;
-const DEPTH: usize = 32;
+const CHUNK: usize = 8;
+const STEP: usize = 64;
 const STAGES: usize = 4;
 
-/// Rows of a block of the kernels for few rows.
+/// Rows of a block of the kernels for few rows, and of the one for rows that are no whole chunks.
 const FEW_ROWS: [usize; 4] = [8, 16, 32, 64];
-/// Up to so many rows, those kernels are the faster ones whatever the shape.
+const ODD_ROWS: usize = 16;
+/// Up to so many rows, those kernels are the faster ones whatever the shape, where there are no wide ones.
 const FEW: usize = 16;
 
-/// Lines of weights and rows of a block of a kernel for many rows.
+/// Lines of weights and rows of a block of a kernel for many rows by mma.sync.
 #[derive(Clone, Copy)]
 struct Tiling {
-    weights: usize,
+    lines: usize,
     rows: usize,
     threads: u32,
 }
 
-const LARGE: Tiling = Tiling { weights: 128, rows: 128, threads: 256 };
-const NARROW: Tiling = Tiling { weights: 128, rows: 64, threads: 128 };
-const SMALL: Tiling = Tiling { weights: 64, rows: 64, threads: 128 };
+const LARGE: Tiling = Tiling { lines: 128, rows: 128, threads: 256 };
+const NARROW: Tiling = Tiling { lines: 128, rows: 64, threads: 128 };
+const SMALL: Tiling = Tiling { lines: 64, rows: 64, threads: 128 };
 
 impl Tiling {
     fn grid(&self, rows: usize, lines: usize) -> [usize; 3] {
-        [lines.div_ceil(self.weights), rows.div_ceil(self.rows), 1]
+        [lines.div_ceil(self.lines), rows.div_ceil(self.rows), 1]
     }
 
     fn blocks(&self, rows: usize, lines: usize) -> usize {
         self.grid(rows, lines).iter().product()
     }
 
-    /// Stages of two steps.
     fn shared_bytes(&self) -> usize {
-        STAGES * 2 * (self.weights + self.rows) * DEPTH * size_of::<bf16>()
+        STAGES * STEP * (self.lines + self.rows) * size_of::<bf16>()
     }
 
     /// True if large tiles are better than those with half of their rows: they read less, but in
@@ -58,79 +59,169 @@ impl Tiling {
     }
 }
 
-/// An op's kernels for up to 8, 16, 32 and 64 rows, and for more in small and in large tiles.
-pub type Kernels = [&'static str; 6];
-pub const MATMUL: Kernels =
-    ["matmul_8", "matmul_16", "matmul_32", "matmul_64", "matmul_small", "matmul_large"];
-pub const MATMUL_ADD: Kernels = [
-    "matmul_add_8",
-    "matmul_add_16",
-    "matmul_add_32",
-    "matmul_add_64",
-    "matmul_add_small",
-    "matmul_add_large",
+/// Lines of weights and rows of a block of a wide kernel (kernels/product_wide.cuh).
+#[derive(Clone, Copy)]
+struct Wide {
+    lines: usize,
+    rows: usize,
+    stages: usize,
+    /// What a step takes a block that has its processor to itself: nanoseconds on an H200.
+    step_ns: usize,
+}
+
+/// An H100 reads 3,000 bytes of its memory in a nanosecond, an H200 4,500.
+const MEMORY_BYTES_PER_NS: usize = 4000;
+
+const WIDE: [Wide; 6] = [
+    Wide { lines: 64, rows: 16, stages: 10, step_ns: 138 },
+    Wide { lines: 64, rows: 32, stages: 8, step_ns: 142 },
+    Wide { lines: 64, rows: 64, stages: 6, step_ns: 158 },
+    Wide { lines: 128, rows: 64, stages: 8, step_ns: 190 },
+    Wide { lines: 128, rows: 128, stages: 6, step_ns: 310 },
+    Wide { lines: 128, rows: 160, stages: 5, step_ns: 390 },
 ];
-pub const MATMUL_GELU: Kernels = [
-    "matmul_gelu_8",
-    "matmul_gelu_16",
-    "matmul_gelu_32",
-    "matmul_gelu_64",
-    "matmul_gelu_small",
-    "matmul_gelu_large",
-];
-pub const MATMUL_GELU_ERF: Kernels = [
-    "matmul_gelu_erf_8",
-    "matmul_gelu_erf_16",
-    "matmul_gelu_erf_32",
-    "matmul_gelu_erf_64",
-    "matmul_gelu_erf_small",
-    "matmul_gelu_erf_large",
-];
-const MATMUL_SILU_GATE: Kernels = [
-    "matmul_silu_gate_8",
-    "matmul_silu_gate_16",
-    "matmul_silu_gate_32",
-    "matmul_silu_gate_64",
-    "matmul_silu_gate_small",
-    "matmul_silu_gate_large",
-];
-const LOGITS: Kernels =
-    ["logits_8", "logits_16", "logits_32", "logits_64", "logits_small", "logits_large"];
+
+impl Wide {
+    fn grid(&self, rows: usize, lines: usize) -> [usize; 3] {
+        [rows.div_ceil(self.rows), lines.div_ceil(self.lines), 1]
+    }
+
+    fn threads(&self) -> u32 {
+        self.lines as u32 * 2 + 128
+    }
+
+    fn shared_bytes(&self) -> usize {
+        let stage = STEP * (self.lines + self.rows) * size_of::<bf16>() + 2 * size_of::<u64>();
+        self.stages * stage + 2 * size_of::<u64>() + 1024
+    }
+
+    /// The one that takes the least time, for a step of which there are equally many. A processor's blocks share what
+    /// it reads, so they take their time one after another; nothing is faster than the memory is, and of equals the
+    /// first reads the fewest rows of x.
+    fn choose(tilings: &[Self], processors: usize, rows: usize, lines: usize) -> usize {
+        let time = |tiling: &Self| {
+            let blocks: usize = tiling.grid(rows, lines).iter().product();
+            let bytes = lines * STEP * size_of::<bf16>();
+            (blocks.div_ceil(processors) * tiling.step_ns).max(bytes / MEMORY_BYTES_PER_NS)
+        };
+        let times = tilings.iter().map(time);
+        times.enumerate().min_by_key(|&(_, time)| time).expect("there are tilings").0
+    }
+}
+
+/// An op's kernels.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    /// For up to as many rows as [`FEW_ROWS`] says.
+    few: [&'static str; 4],
+    /// Where rows of x and of weights are no whole chunks.
+    odd: &'static str,
+    small: &'static str,
+    large: &'static str,
+    /// As [`WIDE`].
+    wide: [&'static str; 6],
+}
+
+macro_rules! kernels {
+    ($op:literal) => {
+        Kernels {
+            few: [
+                concat!($op, "_8"),
+                concat!($op, "_16"),
+                concat!($op, "_32"),
+                concat!($op, "_64"),
+            ],
+            odd: concat!($op, "_odd"),
+            small: concat!($op, "_small"),
+            large: concat!($op, "_large"),
+            wide: [
+                concat!($op, "_64x16"),
+                concat!($op, "_64x32"),
+                concat!($op, "_64x64"),
+                concat!($op, "_128x64"),
+                concat!($op, "_128x128"),
+                concat!($op, "_128x160"),
+            ],
+        }
+    };
+}
+
+pub const MATMUL: Kernels = kernels!("matmul");
+pub const MATMUL_ADD: Kernels = kernels!("matmul_add");
+pub const MATMUL_GELU: Kernels = kernels!("matmul_gelu");
+pub const MATMUL_GELU_ERF: Kernels = kernels!("matmul_gelu_erf");
+const MATMUL_SILU_GATE: Kernels = kernels!("matmul_silu_gate");
+pub const LOGITS: Kernels = kernels!("logits");
 
 /// The operands of one product.
 pub struct Product<'a, D: Device> {
     rows: usize,
     x: &'a Buffer<D, bf16>,
     weight: &'a Matrix<D>,
-    /// Matrices of this shape, which take turns: 1, or 2.
-    matrices: usize,
+    /// Another of the same shape, whose lines take turns with the first one's.
+    second: Option<&'a Matrix<D>>,
+    /// The first row of x that is meant.
+    first: usize,
+}
+
+/// How a product is launched.
+enum Plan {
+    Few { kernel: &'static str, rows: usize },
+    Tiles(&'static str, Tiling),
+    Wide(&'static str, Wide),
+}
+
+/// What wide kernels read by.
+#[derive(Clone, Copy)]
+struct Maps {
+    x: *const TileMap,
+    weight: *const TileMap,
 }
 
 impl<'a, D: Device> Product<'a, D> {
     pub fn new(rows: usize, x: &'a Buffer<D, bf16>, weight: &'a Matrix<D>) -> Self {
         assert!(x.len >= rows * weight.inputs, "x: [rows, {}]", weight.inputs);
-        Self { rows, x, weight, matrices: 1 }
+        Self { rows, x, weight, second: None, first: 0 }
     }
 
     /// Lines of weights.
     fn lines(&self) -> usize {
-        self.matrices * self.weight.outputs
+        (1 + usize::from(self.second.is_some())) * self.weight.outputs
     }
 
-    pub fn params(&self) -> ProductParams {
-        ProductParams {
-            x: self.x.as_ptr(),
-            weight: self.weight.data.as_ptr(),
-            rows: count(self.rows),
-            inputs: count(self.weight.inputs),
-            outputs: count(self.weight.outputs),
+    /// The kernel for this shape. All of them add in the same order, so the choice is free; its limits are from
+    /// measurements of all kernels (benches/results/h200.md).
+    fn plan(&self, device: &D, kernels: Kernels) -> Plan {
+        let (rows, lines, processors) = (self.rows, self.lines(), device.multiprocessors());
+        if !self.weight.inputs.is_multiple_of(CHUNK) {
+            return Plan::Few { kernel: kernels.odd, rows: ODD_ROWS };
         }
+        if device.multiplies_wide()
+            && self.second.is_none_or(|_| self.weight.outputs.is_multiple_of(8))
+        {
+            // Blocks of 16 lines keep more processors busy where there are few lines.
+            let wanted = if rows <= FEW_ROWS[0] { 45 } else { 30 };
+            let blocks = lines.div_ceil(WIDE[0].lines);
+            if rows > FEW || blocks * 100 >= processors * wanted {
+                let index = Wide::choose(&WIDE, processors, rows, lines);
+                return Plan::Wide(kernels.wide[index], WIDE[index]);
+            }
+        } else if rows > FEW {
+            let busy = |tiling: Tiling, share: usize| {
+                tiling.blocks(rows, lines) * 10 >= processors * share
+            };
+            if busy(LARGE, 9) && LARGE.is_for(device, rows) {
+                return Plan::Tiles(kernels.large, LARGE);
+            }
+            if busy(SMALL, 7) {
+                return Plan::Tiles(kernels.small, SMALL);
+            }
+        }
+        let few = FEW_ROWS.iter().position(|&few| rows <= few).unwrap_or(3);
+        Plan::Few { kernel: kernels.few[few], rows: FEW_ROWS[few] }
     }
 
-    /// Launches the kernel for this shape. All of them add in the same order, so the choice is free:
-    /// tiles through shared memory where they give most processors a block, and the larger ones where
-    /// these do too; else those for few rows, which also take more of them, 64 a block. The limits
-    /// are from measurements of all kernels on an H100 (benches/results/h100.md).
+    /// Launches a kernel for this shape with what `params` makes of the product's own.
     ///
     /// # Safety
     /// `P` must be the kernels' own struct, and its addresses valid for these shapes.
@@ -138,28 +229,102 @@ impl<'a, D: Device> Product<'a, D> {
         &self,
         backend: &CudaBackend<D>,
         kernels: Kernels,
-        params: &P,
+        params: impl FnOnce(ProductParams) -> P,
     ) -> Result<()> {
-        let (rows, lines) = (self.rows, self.lines());
-        let processors = backend.device().multiprocessors();
-        let [.., small, large] = kernels;
-        let busy = |tiling: Tiling, share: usize| {
-            rows > FEW && tiling.blocks(rows, lines) * 10 >= processors * share
+        match self.plan(backend.device(), kernels) {
+            Plan::Few { kernel, rows } => {
+                let shared_bytes = SLICES * FEW_LINES * rows * size_of::<f32>();
+                let grid = [self.lines().div_ceil(FEW_LINES), self.rows.div_ceil(rows), 1];
+                let params = params(self.params());
+                // SAFETY: the caller vouches for it.
+                unsafe { backend.launch(kernel, grid, SLICES as u32 * 32, shared_bytes, &params) }
+            }
+            Plan::Tiles(kernel, tiling) => {
+                let params = params(self.params());
+                // SAFETY: the caller vouches for it.
+                unsafe { self.launch_tiles(backend, kernel, tiling, &params) }
+            }
+            Plan::Wide(kernel, tiling) => {
+                let maps = self.maps(backend, tiling)?;
+                let product = maps.give(self.params());
+                // SAFETY: the caller vouches for it.
+                unsafe { self.launch_wide(backend, kernel, tiling, 0, &params(product)) }
+            }
+        }
+    }
+
+    fn params(&self) -> ProductParams {
+        ProductParams {
+            x: self.x.as_ptr().wrapping_add(self.first * self.weight.inputs),
+            weight: self.weight.data.as_ptr(),
+            rows: count(self.rows),
+            inputs: count(self.weight.inputs),
+            outputs: count(self.weight.outputs),
+            x_map: ptr::null(),
+            weight_map: ptr::null(),
+        }
+    }
+
+    /// All rows that x has room for are in its map, so that a map serves every batch. Of two matrices, the map begins
+    /// with the one that lies lower in memory.
+    fn maps(&self, backend: &CudaBackend<D>, tiling: Wide) -> Result<Maps> {
+        let Matrix { inputs, outputs, .. } = *self.weight;
+        let map = |shape| Ok(backend.device().tile_map(shape)? as *const TileMap);
+        let [weight, second] =
+            [Some(self.weight), self.second].map(|matrix| matrix.map(|matrix| matrix.data.address));
+        let lower = weight.into_iter().chain(second).min().unwrap_or_default();
+        let upper = weight.into_iter().chain(second).max().unwrap_or_default();
+        Ok(Maps {
+            x: map(TileShape {
+                address: self.params().x as u64,
+                inputs,
+                rows: self.x.len / inputs - self.first,
+                box_rows: tiling.rows,
+                twin: None,
+            })?,
+            weight: map(TileShape {
+                address: lower,
+                inputs,
+                rows: outputs,
+                box_rows: tiling.lines,
+                twin: second.map(|_| upper - lower),
+            })?,
+        })
+    }
+
+    /// Launches the first kernel of logprobs. Its tiles have 128 lines, so that a row's bits do not depend on how many
+    /// rows they have.
+    ///
+    /// # Safety
+    /// As [`Product::launch`].
+    unsafe fn launch_logprobs(
+        &self,
+        backend: &CudaBackend<D>,
+        params: impl Fn(ProductParams) -> LogprobsParams,
+    ) -> Result<()> {
+        const KERNELS: [&str; 3] = ["logprobs_128x64", "logprobs_128x128", "logprobs_128x160"];
+        let device = backend.device();
+        let chunks = self.weight.inputs.is_multiple_of(CHUNK);
+        if chunks && device.multiplies_wide() {
+            let tilings = &WIDE[WIDE.len() - KERNELS.len()..];
+            let index =
+                Wide::choose(tilings, device.multiprocessors(), self.rows, self.weight.outputs);
+            let tiling = tilings[index];
+            let params = params(self.maps(backend, tiling)?.give(self.params()));
+            // A maximum and a sum of each warp and row.
+            let beyond = 2 * tiling.lines / 16 * tiling.rows * size_of::<f32>();
+            // SAFETY: the caller vouches for it.
+            return unsafe { self.launch_wide(backend, KERNELS[index], tiling, beyond, &params) };
+        }
+        let (kernel, tiling) = if !chunks {
+            ("logprobs_odd", NARROW)
+        } else if LARGE.is_for(device, self.rows) {
+            ("logprobs_large", LARGE)
+        } else {
+            ("logprobs_narrow", NARROW)
         };
-        if busy(LARGE, 9) && LARGE.is_for(backend.device(), rows) {
-            // SAFETY: the caller vouches for it.
-            return unsafe { self.launch_tiles(backend, large, LARGE, params) };
-        }
-        if busy(SMALL, 7) {
-            // SAFETY: the caller vouches for it.
-            return unsafe { self.launch_tiles(backend, small, SMALL, params) };
-        }
-        let few = FEW_ROWS.iter().position(|&few| rows <= few).unwrap_or(3);
-        let block_rows = FEW_ROWS[few];
-        let shared_bytes = SLICES * FEW_LINES * block_rows * size_of::<f32>();
-        let grid = [lines.div_ceil(FEW_LINES), rows.div_ceil(block_rows), 1];
         // SAFETY: the caller vouches for it.
-        unsafe { backend.launch(kernels[few], grid, SLICES as u32 * 32, shared_bytes, params) }
+        unsafe { self.launch_tiles(backend, kernel, tiling, &params(self.params())) }
     }
 
     unsafe fn launch_tiles<P: Params>(
@@ -172,6 +337,25 @@ impl<'a, D: Device> Product<'a, D> {
         let grid = tiling.grid(self.rows, self.lines());
         // SAFETY: the caller vouches for it.
         unsafe { backend.launch(kernel, grid, tiling.threads, tiling.shared_bytes(), params) }
+    }
+
+    unsafe fn launch_wide<P: Params>(
+        &self,
+        backend: &CudaBackend<D>,
+        kernel: &'static str,
+        tiling: Wide,
+        beyond: usize,
+        params: &P,
+    ) -> Result<()> {
+        let (grid, shared) = (tiling.grid(self.rows, self.lines()), tiling.shared_bytes() + beyond);
+        // SAFETY: the caller vouches for it.
+        unsafe { backend.launch(kernel, grid, tiling.threads(), shared, params) }
+    }
+}
+
+impl Maps {
+    fn give(&self, params: ProductParams) -> ProductParams {
+        ProductParams { x_map: self.x, weight_map: self.weight, ..params }
     }
 }
 
@@ -188,13 +372,10 @@ pub fn matmul<D: Device>(
     assert!(out.len >= rows * weight.outputs, "out: [rows, {}]", weight.outputs);
     assert!(bias.is_none_or(|bias| bias.len == weight.outputs), "bias: [out]");
     let product = Product::new(rows, x, weight);
-    let params = MatmulParams {
-        product: product.params(),
-        bias: bias.map_or(ptr::null(), Buffer::as_ptr),
-        out: out.as_mut_ptr(),
-    };
+    let bias = bias.map_or(ptr::null(), Buffer::as_ptr);
+    let params = |product| MatmulParams { product, bias, out: out.as_mut_ptr() };
     // SAFETY: the kernels' struct, shapes checked.
-    unsafe { product.launch(backend, kernels, &params) }
+    unsafe { product.launch(backend, kernels, params) }
 }
 
 /// See [`Backend::matmul_silu_gate`](crate::backend::Backend::matmul_silu_gate).
@@ -210,17 +391,17 @@ pub fn matmul_silu_gate<D: Device>(
     assert_eq!((up.inputs, up.outputs), (inputs, outputs), "gate, up: [out, in]");
     assert!(out.len >= rows * outputs, "out: [rows, {outputs}]");
     assert!(biases.iter().flatten().all(|bias| bias.len == outputs), "biases: [out] each");
-    let product = Product { matrices: 2, ..Product::new(rows, x, gate) };
+    let product = Product { second: Some(up), ..Product::new(rows, x, gate) };
     let [gate_bias, up_bias] = biases.map_or([ptr::null(); 2], |biases| biases.map(Buffer::as_ptr));
-    let params = MatmulSiluGateParams {
-        product: product.params(),
+    let params = |product| MatmulSiluGateParams {
+        product,
         up: up.data.as_ptr(),
         gate_bias,
         up_bias,
         out: out.as_mut_ptr(),
     };
     // SAFETY: the kernels' struct, shapes checked.
-    unsafe { product.launch(backend, MATMUL_SILU_GATE, &params) }
+    unsafe { product.launch(backend, MATMUL_SILU_GATE, params) }
 }
 
 /// See [`Backend::logits`](crate::backend::Backend::logits).
@@ -234,17 +415,10 @@ pub fn logits<D: Device>(
     assert_eq!(out.vocab, head.outputs, "logits: [rows, vocab]");
     check_logits(out, rows);
     let product = Product::new(rows, x, head);
-    let params = LogitsParams {
-        product: product.params(),
-        out: out.values.as_mut_ptr(),
-        maxima: out.maxima.as_mut_ptr(),
-    };
-    let grid = [head.outputs.div_ceil(THREADS as usize), rows, 1];
+    let (values, maxima) = (out.values.as_mut_ptr(), out.maxima.as_mut_ptr());
+    let params = |product| LogitsParams { product, out: values, maxima };
     // SAFETY: the kernels' struct, shapes checked.
-    unsafe {
-        product.launch(backend, LOGITS, &params)?;
-        backend.launch("logits_maxima", grid, THREADS, 0, &params)
-    }
+    unsafe { product.launch(backend, LOGITS, params) }
 }
 
 impl<D: Device> Entries<'_, CudaBackend<D>> {
@@ -268,38 +442,35 @@ pub fn logprobs<D: Device>(
     let rows = entries.checked();
     assert!(x.len >= rows * head.inputs, "x: [rows, {}]", head.inputs);
     assert!(targets.len >= rows && out.len >= rows, "targets, out: [entries]");
-    let tiles = head.outputs.div_ceil(LARGE.weights);
+    let tiles = head.outputs.div_ceil(LARGE.lines);
     let window = WORKSPACE_LEN / (2 * tiles);
     let mut workspace = backend.workspace();
     for first in (0..rows).step_by(window) {
         let rows = window.min(rows - first);
-        let product = Product { rows, x, weight: head, matrices: 1 };
-        let scratch = workspace.as_mut_ptr();
-        let params = LogprobsParams {
-            product: ProductParams {
-                x: x.as_ptr().wrapping_add(first * head.inputs),
-                ..product.params()
-            },
+        let product = Product { rows, first, ..Product::new(rows, x, head) };
+        let (scratch, out) = (workspace.as_mut_ptr(), out.as_mut_ptr());
+        let params = |product| LogprobsParams {
+            product,
             starts: entries.starts.as_ptr().wrapping_add(first),
             entries: entries.list.as_ptr(),
             targets: targets.as_ptr(),
             maxima: scratch,
             sums: scratch.wrapping_add(rows * tiles),
-            out: out.as_mut_ptr(),
+            out,
             tiles: count(tiles),
-        };
-        let (kernel, tiling) = if LARGE.is_for(backend.device(), rows) {
-            ("logprobs_large", LARGE)
-        } else {
-            ("logprobs_narrow", NARROW)
         };
         let shared_bytes = THREADS as usize / 32 * size_of::<f32>();
         // SAFETY: the kernels' struct; shapes checked, the scratch fits into the workspace; entries
         // are the engine's to keep in range.
         unsafe {
-            product.launch_tiles(backend, kernel, tiling, &params)?;
+            product.launch_logprobs(backend, params)?;
+            let params = params(product.params());
             backend.launch("logprobs", [rows, 1, 1], THREADS, shared_bytes, &params)?;
         }
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
