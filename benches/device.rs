@@ -15,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::cuda::CudaBackend;
 use trimtab::backend::{
-    Advance, Attention, Backend, Entries, Heads, LOGIT_GROUP, Logits, PAGE_LEN, PoolShape,
+    Advance, Attention, Backend, Entries, Heads, LOGIT_GROUP, Logits, PAGE_LEN, PoolShape, Qkv,
     SampleRow, Segment,
 };
 use trimtab::cli::bench::{
@@ -354,16 +354,34 @@ impl<B: Backend> Bench<'_, B> {
     /// Keys and values of `count` rows on their way into pages, and copies of so many pages.
     fn cache(&mut self, count: usize) -> Result<()> {
         let backend = self.backend;
-        let Config { heads, layers, .. } = self.config;
+        let Config { heads, layers, width, .. } = self.config;
+        let qkv_len = count * heads.qkv_width();
         let shape = PoolShape { layers, pages: 2 * count, heads };
         let mut pool = self.numbers::<bf16>(shape.len())?;
-        let qkv = self.numbers::<bf16>(count * heads.qkv_width())?;
+        let qkv = self.numbers::<bf16>(qkv_len)?;
         let slots: Vec<u32> = (0..count).map(|row| (row * PAGE_LEN) as u32).collect();
         let slots = self.upload(&slots)?;
         let (starts, list) = self.own_entries(count)?;
         self.row("store_kv", count, 8 * count * heads.kv * heads.dim, 0, |turn| {
             let entries = Entries { rows: count, starts: &starts, list: &list };
             backend.store_kv(turn % layers, shape, &qkv, entries, &slots, &mut pool)
+        })?;
+        let weights = self.matrices(heads.qkv_width(), width)?;
+        let (x, mut out) = (self.numbers::<bf16>(count * width)?, self.numbers::<bf16>(qkv_len)?);
+        let bytes = 2 * (width * (heads.qkv_width() + count) + qkv_len);
+        self.row("qkv", count, bytes, 2 * count * width * heads.qkv_width(), |turn| {
+            backend.qkv(Qkv {
+                layer: turn % layers,
+                shape,
+                x: &x,
+                weight: &weights[turn % weights.len()],
+                bias: None,
+                rotary: None,
+                entries: Entries { rows: count, starts: &starts, list: &list },
+                slots: &slots,
+                pool: &mut pool,
+                out: &mut out,
+            })
         })?;
         let copies: Vec<(u32, u32)> =
             (0..count as u32).map(|page| (page, page + count as u32)).collect();

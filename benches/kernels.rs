@@ -10,7 +10,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trimtab::backend::cpu::CpuBackend;
 use trimtab::backend::{
-    Advance, Attention, Backend, Entries, Heads, Logits, PAGE_LEN, PoolShape, SampleRow, Segment,
+    Advance, Attention, Backend, Entries, Heads, Logits, PAGE_LEN, PoolShape, Qkv, SampleRow,
+    Segment,
 };
 use trimtab::philox::Draw;
 use trimtab::tensor::{Element, HostMatrix, bf16};
@@ -212,6 +213,27 @@ fn cache(c: &mut Criterion) {
         b.iter(|| {
             let entries = Entries { rows: ROWS, starts: &starts, list: &list };
             cpu.store_kv(0, shape, &qkv, entries, &slots, &mut pool).unwrap();
+        });
+    });
+    let width = HEADS.query_width();
+    let weight = weight(&cpu, HEADS.qkv_width(), width);
+    let (x, mut out) =
+        (numbers::<bf16>(&cpu, ROWS * width), numbers(&cpu, ROWS * HEADS.qkv_width()));
+    group.bench_function("qkv", |b| {
+        b.iter(|| {
+            let args = Qkv {
+                layer: 0,
+                shape,
+                x: &x,
+                weight: &weight,
+                bias: None,
+                rotary: None,
+                entries: Entries { rows: ROWS, starts: &starts, list: &list },
+                slots: &slots,
+                pool: &mut pool,
+                out: &mut out,
+            };
+            cpu.qkv(args).unwrap();
         });
     });
     let copies: Vec<(u32, u32)> = (0..ROWS as u32).map(|i| (i * 2, i * 2 + 1)).collect();

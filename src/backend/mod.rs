@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod cuda;
 mod logits;
 mod memory;
+mod qkv;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub use crate::tensor::PAGE_LEN;
 use crate::tensor::{Element, HostMatrix, bf16};
 pub use logits::{LOGIT_GROUP, Logits};
 pub use memory::{Memory, Room, Share};
+pub use qkv::{Qkv, Rotary};
 
 /// The slot of a row that has ended ([`Backend::advance`]): nothing is stored for it.
 pub const NO_SLOT: u32 = u32::MAX;
@@ -397,6 +399,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
         slots: &Self::Buffer<u32>,
         pool: &mut Self::Buffer<bf16>,
     ) -> Result<()>;
+
+    /// A layer's queries, keys and values: the matmul, the rotation and the storing at once. The bits are those of the
+    /// three ops.
+    fn qkv(&self, args: Qkv<'_, Self>) -> Result<()> {
+        args.in_parts(self)
+    }
 
     /// Copies whole pages, `(from, to)`, in all layers. No page is both a source and a target,
     /// and no page is the target of two copies.

@@ -4,7 +4,7 @@
 use super::batch::Batch;
 use super::config::{Activation, Config, Norm, Position};
 use super::model::{Layer, Linear, Model, NormWeights};
-use crate::backend::{Attention, Backend, PoolShape};
+use crate::backend::{Attention, Backend, PoolShape, Qkv, Rotary};
 use crate::error::Result;
 use crate::tensor::bf16;
 
@@ -80,17 +80,25 @@ impl<B: Backend> Model<B> {
         pool: &mut Pool<B>,
         a: &mut Activations<B>,
     ) -> Result<()> {
-        let (rows, heads) = (batch.rows, self.config.heads);
+        let rows = batch.rows;
         self.norm(backend, rows, &a.x, &layer.attention_norm, &mut a.normed)?;
-        matmul(backend, rows, &a.normed, &layer.qkv, &mut a.qkv)?;
-        match self.config.position {
-            Position::Learned => {}
-            Position::Rotary(_) => {
-                backend.rope(rows, heads, &batch.positions, &pool.cos_sin, &mut a.qkv)?;
-            }
-        }
-        let entries = batch.entries();
-        backend.store_kv(index, pool.shape, &a.qkv, entries, &batch.slots, &mut pool.data)?;
+        backend.qkv(Qkv {
+            layer: index,
+            shape: pool.shape,
+            x: &a.normed,
+            weight: &layer.qkv.weight,
+            bias: layer.qkv.bias.as_ref(),
+            rotary: match self.config.position {
+                Position::Learned => None,
+                Position::Rotary(_) => {
+                    Some(Rotary { positions: &batch.positions, cos_sin: &pool.cos_sin })
+                }
+            },
+            entries: batch.entries(),
+            slots: &batch.slots,
+            pool: &mut pool.data,
+            out: &mut a.qkv,
+        })?;
         backend.attention(Attention {
             layer: index,
             shape: pool.shape,
@@ -163,16 +171,6 @@ impl<B: Backend> Model<B> {
             }
         }
     }
-}
-
-fn matmul<B: Backend>(
-    backend: &B,
-    rows: usize,
-    x: &B::Buffer<bf16>,
-    linear: &Linear<B>,
-    out: &mut B::Buffer<bf16>,
-) -> Result<()> {
-    backend.matmul(rows, x, &linear.weight, linear.bias.as_ref(), out)
 }
 
 fn matmul_add<B: Backend>(

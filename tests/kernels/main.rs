@@ -22,6 +22,7 @@ mod matmul_add;
 mod matmul_gelu;
 mod matmul_gelu_erf;
 mod matmul_silu_gate;
+mod qkv;
 mod rms_norm;
 mod rope;
 mod sample;

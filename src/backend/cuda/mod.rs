@@ -18,6 +18,7 @@ mod lazy;
 #[rustfmt::skip]
 mod params;
 mod product;
+mod qkv;
 mod queue;
 mod replay;
 mod sample;
@@ -34,7 +35,9 @@ use queue::Queue;
 use replay::Params;
 pub use replay::{Launcher, Step};
 
-use super::{Advance, Attention, Backend, Entries, Heads, Logits, Memory, PoolShape, SampleRow};
+use super::{
+    Advance, Attention, Backend, Entries, Heads, Logits, Memory, PoolShape, Qkv, SampleRow,
+};
 use crate::error::Result;
 use crate::tensor::{Element, HostMatrix, bf16};
 use params::*;
@@ -95,6 +98,11 @@ impl<D: Device> CudaBackend<D> {
     /// Steps that were launched as one so far, on all queues of the device.
     pub fn graphs_started(&self) -> u64 {
         self.queue.graphs_started()
+    }
+
+    /// Kernels launched so far, by themselves or in graphs, on all queues of the device.
+    pub fn launches(&self) -> u64 {
+        self.queue.launches()
     }
 
     fn workspace(&self) -> MutexGuard<'_, Buffer<D, f32>> {
@@ -391,22 +399,11 @@ impl<D: Device> Backend for CudaBackend<D> {
         slots: &Buffer<D, u32>,
         pool: &mut Buffer<D, bf16>,
     ) -> Result<()> {
-        let rows = entries.checked();
-        assert!(slots.len >= rows && qkv.len >= rows * shape.heads.qkv_width(), "qkv: [rows, ..]");
-        assert!(layer < shape.layers && pool.len >= shape.len(), "layer {layer} of {shape:?}");
-        let params = StoreKvParams {
-            qkv: qkv.as_ptr(),
-            starts: entries.starts.as_ptr(),
-            entries: entries.list.as_ptr(),
-            slots: slots.as_ptr(),
-            pool: pool.as_mut_ptr(),
-            shape: pool_params(shape),
-            layer: count(layer),
-        };
-        let heads = shape.heads;
-        let threads = count(heads.dim.next_multiple_of(32).min(THREADS as usize));
-        // SAFETY: the kernel's struct, shapes checked; slots and entries are the engine's.
-        unsafe { self.launch("store_kv", [rows, 2 * heads.kv, 1], threads, 0, &params) }
+        qkv::store_kv(self, layer, shape, qkv, entries, slots, pool)
+    }
+
+    fn qkv(&self, mut args: Qkv<'_, Self>) -> Result<()> {
+        if qkv::qkv(self, &mut args)? { Ok(()) } else { args.in_parts(self) }
     }
 
     fn copy_pages(

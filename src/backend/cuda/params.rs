@@ -137,6 +137,21 @@ pub struct StoreKvParams {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
+pub struct QkvParams {
+    pub product: ProductParams,
+    pub bias: *const f32,
+    pub positions: *const ::std::os::raw::c_uint,
+    pub cos_sin: *const f32,
+    pub starts: *const ::std::os::raw::c_uint,
+    pub entries: *const ::std::os::raw::c_uint,
+    pub slots: *const ::std::os::raw::c_uint,
+    pub out: *mut bf16,
+    pub pool: *mut bf16,
+    pub shape: PoolParams,
+    pub layer: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PageCopyParams {
     pub from: ::std::os::raw::c_uint,
     pub to: ::std::os::raw::c_uint,

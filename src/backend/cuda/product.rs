@@ -193,16 +193,15 @@ impl<'a, D: Device> Product<'a, D> {
     /// measurements of all kernels (benches/results/h200.md).
     fn plan(&self, device: &D, kernels: Kernels) -> Plan {
         let (rows, lines, processors) = (self.rows, self.lines(), device.multiprocessors());
-        if !self.weight.inputs.is_multiple_of(CHUNK) {
+        if !self.is_whole_chunks() {
             return Plan::Few { kernel: kernels.odd, rows: ODD_ROWS };
         }
         if device.multiplies_wide()
             && self.second.is_none_or(|_| self.weight.outputs.is_multiple_of(8))
         {
             // Blocks of 16 lines keep more processors busy where there are few lines.
-            let wanted = if rows <= FEW_ROWS[0] { 45 } else { 30 };
-            let blocks = lines.div_ceil(WIDE[0].lines);
-            if rows > FEW || blocks * 100 >= processors * wanted {
+            let wanted = if rows <= FEW_ROWS[0] { 45 } else { 18 };
+            if rows > FEW || self.busies(device, wanted) {
                 let index = Wide::choose(&WIDE, processors, rows, lines);
                 return Plan::Wide(kernels.wide[index], WIDE[index]);
             }
@@ -233,11 +232,8 @@ impl<'a, D: Device> Product<'a, D> {
     ) -> Result<()> {
         match self.plan(backend.device(), kernels) {
             Plan::Few { kernel, rows } => {
-                let shared_bytes = SLICES * FEW_LINES * rows * size_of::<f32>();
-                let grid = [self.lines().div_ceil(FEW_LINES), self.rows.div_ceil(rows), 1];
-                let params = params(self.params());
                 // SAFETY: the caller vouches for it.
-                unsafe { backend.launch(kernel, grid, SLICES as u32 * 32, shared_bytes, &params) }
+                unsafe { self.launch_few(backend, kernel, rows, &params(self.params())) }
             }
             Plan::Tiles(kernel, tiling) => {
                 let params = params(self.params());
@@ -253,7 +249,34 @@ impl<'a, D: Device> Product<'a, D> {
         }
     }
 
-    fn params(&self) -> ProductParams {
+    /// True if rows of x and of weights are whole chunks, as all kernels but the odd ones want them.
+    pub fn is_whole_chunks(&self) -> bool {
+        self.weight.inputs.is_multiple_of(CHUNK)
+    }
+
+    /// True if blocks of a wide kernel keep so many percent of the processors busy.
+    pub fn busies(&self, device: &D, percent: usize) -> bool {
+        self.lines().div_ceil(WIDE[0].lines) * 100 >= device.multiprocessors() * percent
+    }
+
+    /// Launches a kernel for few rows, `rows` a block.
+    ///
+    /// # Safety
+    /// As [`Product::launch`].
+    pub unsafe fn launch_few<P: Params>(
+        &self,
+        backend: &CudaBackend<D>,
+        kernel: &'static str,
+        rows: usize,
+        params: &P,
+    ) -> Result<()> {
+        let shared_bytes = SLICES * FEW_LINES * rows * size_of::<f32>();
+        let grid = [self.lines().div_ceil(FEW_LINES), self.rows.div_ceil(rows), 1];
+        // SAFETY: the caller vouches for it.
+        unsafe { backend.launch(kernel, grid, SLICES as u32 * 32, shared_bytes, params) }
+    }
+
+    pub fn params(&self) -> ProductParams {
         ProductParams {
             x: self.x.as_ptr().wrapping_add(self.first * self.weight.inputs),
             weight: self.weight.data.as_ptr(),

@@ -18,6 +18,7 @@ pub struct Queue<D: Device> {
 struct All<D: Device> {
     queues: Mutex<Vec<Weak<One<D>>>>,
     graphs_started: AtomicU64,
+    launches: AtomicU64,
 }
 
 impl<D: Device> All<D> {
@@ -54,7 +55,11 @@ impl<D: Device> Drop for One<D> {
 impl<D: Device> Queue<D> {
     /// The first queue of a device.
     pub fn new(device: D) -> Self {
-        let all = All { queues: Mutex::default(), graphs_started: AtomicU64::new(0) };
+        let all = All {
+            queues: Mutex::default(),
+            graphs_started: AtomicU64::new(0),
+            launches: AtomicU64::new(0),
+        };
         Self::among(Arc::new(all), device)
     }
 
@@ -75,6 +80,11 @@ impl<D: Device> Queue<D> {
     /// Graphs started on all queues of the device so far.
     pub fn graphs_started(&self) -> u64 {
         self.all.graphs_started.load(Ordering::Relaxed)
+    }
+
+    /// Kernels launched on all queues of the device so far, by themselves or in graphs.
+    pub fn launches(&self) -> u64 {
+        self.all.launches.load(Ordering::Relaxed)
     }
 
     /// As [`Device::side`].
@@ -134,6 +144,7 @@ impl<D: Device> Queue<D> {
     /// # Safety
     /// As [`Launcher::launch`](super::replay::Launcher::launch).
     pub unsafe fn launch(&self, step: Step) -> Result<()> {
+        self.all.launches.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller vouches for the parameters; nothing is freed before what is held back was
         // launched.
         unsafe { self.one.replay().launch(&self.one.device, step) }

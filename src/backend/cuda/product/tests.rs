@@ -102,11 +102,8 @@ fn launch<P: Params>(
 ) {
     let launched = match plan {
         Plan::Few { kernel, rows } => {
-            let shared_bytes = SLICES * FEW_LINES * rows * size_of::<f32>();
-            let grid = [product.lines().div_ceil(FEW_LINES), product.rows.div_ceil(rows), 1];
-            let params = params(product.params());
             // SAFETY: the callers' structs are the kernels'; the shapes are those of Operands.
-            unsafe { backend.launch(kernel, grid, SLICES as u32 * 32, shared_bytes, &params) }
+            unsafe { product.launch_few(backend, kernel, rows, &params(product.params())) }
         }
         Plan::Tiles(kernel, tiling) => {
             let params = params(product.params());
