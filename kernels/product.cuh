@@ -110,13 +110,14 @@ struct Halves {
 //
 // An epilogue has
 //
-//   Early early(row, output)                      what it wants of memory that no kernel in flight writes
+//   Early early(output)                           what it wants of memory that no kernel in flight writes; of the
+//                                                 kernels for few rows, early(row, output) if it has that
 //   Late late(row, output)                        what it wants of other memory
 //   void store(row, output, Early, Late, sums...) one sum, or two of a pair; `output` is the first one's
 //
 // The kernels for few rows ask for both before they multiply, so that nothing is waited for behind the sums.
 //
-// One with GROUPS also takes the largest of each 16 lines' sums, or NaN if one is:
+// BY_ROW says which of the two it has. One with GROUPS also takes the largest of each 16 lines' sums, or NaN if one is:
 //
 //   void group(row, line / 16, largest)
 
@@ -210,7 +211,12 @@ __device__ __forceinline__ void product_few(const ProductParams &p, Weights weig
   typename Epilogue::Late late[TURNS] = {};
 #pragma unroll
   for (unsigned turn = 0; turn < TURNS; turn++) {
-    if (stores(turn)) early[turn] = epilogue.early(first_row + row_of(turn), output);
+    if (!stores(turn)) continue;
+    if constexpr (Epilogue::BY_ROW) {
+      early[turn] = epilogue.early(first_row + row_of(turn), output);
+    } else {
+      early[turn] = epilogue.early(output);
+    }
   }
   wait_for_previous();
   start_next();
@@ -454,7 +460,7 @@ __device__ void product_many(const ProductParams &p, Weights weights, Epilogue e
         const float(&of)[4] = sums.of[i][j];
         unsigned row = T::row(j, k), output = weights.output(T::line(i, k));
         if (row >= p.rows || output >= p.outputs) continue;
-        auto early = epilogue.early(row, output);
+        auto early = epilogue.early(output);
         auto late = epilogue.late(row, output);
         if constexpr (Weights::PAIR) {
           epilogue.store(row, output, early, late, of[k], of[k + 2]);
@@ -468,11 +474,11 @@ __device__ void product_many(const ProductParams &p, Weights weights, Epilogue e
 
 template <class Activation>
 struct StoreActivated {
-  static constexpr bool GROUPS = false;
+  static constexpr bool GROUPS = false, BY_ROW = false;
   using Early = float;
   using Late = Nothing;
   const MatmulParams &p;
-  __device__ float early(unsigned, unsigned output) const { return p.bias ? p.bias[output] : 0; }
+  __device__ float early(unsigned output) const { return p.bias ? p.bias[output] : 0; }
   __device__ Nothing late(unsigned, unsigned) const { return {}; }
   __device__ void store(unsigned row, unsigned output, float bias, Nothing, float sum) const {
     p.out[size_t(row) * p.product.outputs + output] = to_bf16(Activation::of(sum + bias));

@@ -91,7 +91,8 @@ __device__ __forceinline__ void fill_stages(const ProductParams &p, const Ring<T
   }
 }
 
-// Calls finish(sums, ring) in the threads that have sums.
+// In the threads that have sums, calls finish.early() before the wait for the kernel in front, finish.late() behind it, and
+// finish(sums, ring) in the end.
 template <class T, class Weights, class Finish>
 __device__ __forceinline__ void multiply_wide(const ProductParams &p, Finish finish) {
   SHARED(char, shared);
@@ -118,8 +119,10 @@ __device__ __forceinline__ void multiply_wide(const ProductParams &p, Finish fin
     }
   } else {
     if (T::LINES == 128) take_registers<232>();
+    finish.early();
     wait_for_previous();
     start_next();
+    finish.late();
     float total[T::SUMS], slice[T::SUMS];
 #pragma unroll
     for (unsigned i = 0; i < T::SUMS; i++) total[i] = 0;
@@ -155,36 +158,82 @@ __device__ __forceinline__ void multiply_wide(const ProductParams &p, Finish fin
   }
 }
 
-// Gives the epilogue all sums of the block.
+// Gives an epilogue all sums of the block: what it wants of memory that no kernel in flight writes once for each of a
+// thread's outputs, and the rest for some rows at a time, so that one waits for the memory once for all of them; where
+// there are few, before the product.
 template <class T, class Weights, class Epilogue>
-__device__ __forceinline__ void product_wide(const ProductParams &p, Weights weights, Epilogue epilogue) {
-  multiply_wide<T, Weights>(p, [&](const float(&sums)[T::SUMS], const Ring<T> &) {
+struct Finish {
+  // A thread's outputs, rows of each, and how many of these are stored together.
+  static constexpr unsigned OUTPUTS = Weights::PAIR ? 2 : 4, ROWS = T::ROWS / 8;
+  static constexpr unsigned TOGETHER = ROWS <= 8 ? ROWS : ROWS % 8 == 0 ? 8 : 5;
+  static constexpr bool AHEAD = ROWS <= 4;
+  static_assert(ROWS % TOGETHER == 0, "whole batches");
+
+  const ProductParams &p;
+  Weights weights;
+  Epilogue epilogue;
+  typename Epilogue::Early early_of[OUTPUTS];
+  typename Epilogue::Late late_of[AHEAD ? OUTPUTS : 1][TOGETHER];
+
+  // Sum k of the j-th 8 rows.
+  __device__ unsigned output(unsigned k) const { return weights.output(T::line(k)); }
+  __device__ bool stores(unsigned j, unsigned k) const {
+    return T::row(j, k) < p.rows && output(k) < p.outputs;
+  }
+
+  __device__ void ask(unsigned first, unsigned k, typename Epilogue::Late (&late)[TOGETHER]) const {
+#pragma unroll
+    for (unsigned i = 0; i < TOGETHER; i++) {
+      unsigned j = first + i;
+      if (stores(j, k)) late[i] = epilogue.late(T::row(j, k), output(k));
+    }
+  }
+  __device__ void early() {
+#pragma unroll
+    for (unsigned k = 0; k < OUTPUTS; k++) {
+      if (output(k) < p.outputs) early_of[k] = epilogue.early(output(k));
+    }
+  }
+  __device__ void late() {
+    if constexpr (AHEAD) {
+#pragma unroll
+      for (unsigned k = 0; k < OUTPUTS; k++) ask(0, k, late_of[k]);
+    }
+  }
+
+  __device__ void operator()(const float (&sums)[T::SUMS], const Ring<T> &) {
     if constexpr (Epilogue::GROUPS) {
 #pragma unroll
-      for (unsigned j = 0; j < T::ROWS / 8; j++)
+      for (unsigned j = 0; j < ROWS; j++)
 #pragma unroll
         for (unsigned k = 0; k < 2; k++) {
           give_group(epilogue, p, T::row(j, k), T::line(k), sums[4 * j + k], sums[4 * j + k + 2]);
         }
     }
 #pragma unroll
-    for (unsigned k = 0; k < (Weights::PAIR ? 2 : 4); k++) {
-      unsigned output = weights.output(T::line(k));
-      if (output >= p.outputs) continue;
+    for (unsigned k = 0; k < OUTPUTS; k++)
 #pragma unroll
-      for (unsigned j = 0; j < T::ROWS / 8; j++) {
-        unsigned row = T::row(j, k);
-        if (row >= p.rows) continue;
-        auto early = epilogue.early(row, output);
-        auto late = epilogue.late(row, output);
-        if constexpr (Weights::PAIR) {
-          epilogue.store(row, output, early, late, sums[4 * j + k], sums[4 * j + k + 2]);
-        } else {
-          epilogue.store(row, output, early, late, sums[4 * j + k]);
+      for (unsigned first = 0; first < ROWS; first += TOGETHER) {
+        auto &late = late_of[AHEAD ? k : 0];
+        if constexpr (!AHEAD) ask(first, k, late);
+#pragma unroll
+        for (unsigned i = 0; i < TOGETHER; i++) {
+          unsigned j = first + i;
+          if (!stores(j, k)) continue;
+          if constexpr (Weights::PAIR) {
+            float second = sums[4 * j + k + 2];
+            epilogue.store(T::row(j, k), output(k), early_of[k], late[i], sums[4 * j + k], second);
+          } else {
+            epilogue.store(T::row(j, k), output(k), early_of[k], late[i], sums[4 * j + k]);
+          }
         }
       }
-    }
-  });
+  }
+};
+
+template <class T, class Weights, class Epilogue>
+__device__ __forceinline__ void product_wide(const ProductParams &p, Weights weights, Epilogue epilogue) {
+  multiply_wide<T, Weights>(p, Finish<T, Weights, Epilogue>{p, weights, epilogue, {}, {}});
 }
 
 template <class T, class Epilogue>
