@@ -110,14 +110,13 @@ struct Halves {
 //
 // An epilogue has
 //
-//   Early early(output)                           what it wants of memory that no kernel in flight writes; of the
-//                                                 kernels for few rows, early(row, output) if it has that
+//   Early early(output)                           what it wants of memory that no kernel in flight writes
 //   Late late(row, output)                        what it wants of other memory
 //   void store(row, output, Early, Late, sums...) one sum, or two of a pair; `output` is the first one's
 //
 // The kernels for few rows ask for both before they multiply, so that nothing is waited for behind the sums.
 //
-// BY_ROW says which of the two it has. One with GROUPS also takes the largest of each 16 lines' sums, or NaN if one is:
+// One with BY_ROW has early(row, output) instead, and is for those kernels alone. One with GROUPS also takes the largest of each 16 lines' sums, or NaN if one is:
 //
 //   void group(row, line / 16, largest)
 

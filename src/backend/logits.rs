@@ -9,7 +9,7 @@ pub const LOGIT_GROUP: usize = 16;
 /// Logits, and the largest of each group of [`LOGIT_GROUP`] neighbouring tokens where a backend keeps these.
 ///
 /// The k-th largest of a row's maxima is at most its k-th largest logit, so the k largest logits lie in groups
-/// whose maximum reaches it: [`Backend::sample`] need not read the others. Who writes values writes their maxima.
+/// whose maximum reaches it: [`Backend::sample`] need not read the others. An op that writes values writes their maxima too.
 pub struct Logits<B: Backend> {
     /// Tokens of a row.
     pub vocab: usize,

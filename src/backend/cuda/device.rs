@@ -45,8 +45,8 @@ impl Display for Launch {
     }
 }
 
-/// A matrix of bf16 in device memory, `[rows, inputs]` row-major, and the boxes of `box_rows` rows by 64 numbers that
-/// are to be copied from it.
+/// A matrix of bf16 in device memory, `[rows, inputs]` row-major, and the boxes of `box_rows` rows by 64 numbers that the
+/// copy engine is to copy from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TileShape {
     /// A multiple of 16.

@@ -34,8 +34,8 @@ pub fn missing_kernels() -> Option<&'static str> {
 #[repr(C, align(64))]
 struct Aligned<const BYTES: usize>([u8; BYTES]);
 
-/// The compute capability that the kernels use the own instructions of: the fat binary's sm_90a code runs on no other,
-/// and others get code without them, also without waits for the kernel in front.
+/// Hopper's compute capability. The code for it alone has wgmma, and waits for the kernel in front; all other GPUs get code
+/// that has neither.
 const HOPPER: (i32, i32) = (9, 0);
 
 /// Bytes of page-locked memory through which a queue's copies go.

@@ -171,7 +171,7 @@ enum Plan {
     Wide(&'static str, Wide),
 }
 
-/// What wide kernels read by.
+/// The maps by which a wide kernel reads its operands.
 #[derive(Clone, Copy)]
 struct Maps {
     x: *const TileMap,
@@ -254,7 +254,7 @@ impl<'a, D: Device> Product<'a, D> {
         self.weight.inputs.is_multiple_of(CHUNK)
     }
 
-    /// True if blocks of a wide kernel keep so many percent of the processors busy.
+    /// True if a wide kernel has blocks for this percentage of the processors.
     pub fn busies(&self, device: &D, percent: usize) -> bool {
         self.lines().div_ceil(WIDE[0].lines) * 100 >= device.multiprocessors() * percent
     }

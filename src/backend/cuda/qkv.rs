@@ -14,9 +14,9 @@ use crate::tensor::bf16;
 
 /// Rows of a block of its kernels.
 const ROWS: [(usize, &str); 2] = [(8, "qkv_8"), (16, "qkv_16")];
-/// Numbers of a matrix beyond which a wide kernel and two launches more take less time.
+/// Weights of a matrix beyond which a wide kernel and two more launches take less time.
 const LARGEST: usize = 16 << 20;
-/// Percent of the processors that have a block of a wide kernel, from which on the same is so for more rows.
+/// Where a wide kernel has blocks for this percentage of the processors, 9 to 16 rows are left to it.
 const BUSY: usize = 30;
 
 /// Runs the one kernel if it is the better way; false if nothing was done.
