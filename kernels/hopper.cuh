@@ -23,7 +23,7 @@ __device__ inline unsigned shared_address(const void *shared) {
 }
 #endif
 
-// Its phases are complete after so many arrivals each, and after all bytes that they said would come.
+// A phase is complete after `arrivals` arrivals, and once all bytes that these expect have come.
 __device__ inline void barrier_init(Barrier *barrier, unsigned arrivals) {
 #ifdef TRIMTAB_EMULATOR
   emulator::barrier_init(barrier, arrivals);
@@ -49,7 +49,7 @@ __device__ inline void barrier_arrive(Barrier *barrier) {
 #endif
 }
 
-// Arrives, and says that so many bytes are still to come.
+// Arrives, and expects this many bytes more.
 __device__ inline void barrier_expect(Barrier *barrier, unsigned bytes) {
 #ifdef TRIMTAB_EMULATOR
   emulator::barrier_expect(barrier, bytes);
@@ -164,7 +164,7 @@ __device__ inline void hold(float (&sums)[COUNT]) {
 #endif
 }
 
-// ---- registers of a warpgroup, of which it may take more and give some back ----
+// ---- registers, which one warpgroup of a block gives up for another ----
 
 template <unsigned COUNT>
 __device__ inline void take_registers() {

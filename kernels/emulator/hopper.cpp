@@ -14,7 +14,7 @@ namespace {
 
 constexpr unsigned ROW_BYTES = 128;  // of a box; 16-byte chunks are exchanged within it
 constexpr unsigned BOX_INPUTS = ROW_BYTES / 2, CHUNK_INPUTS = 8;
-constexpr unsigned ALIGNMENT = 1024;  // 8 rows, after which the exchange begins anew
+constexpr unsigned ALIGNMENT = 1024;  // 8 rows, after which the exchange repeats
 constexpr unsigned char POISON = 0xff;
 
 unsigned swizzled(unsigned address) { return address ^ (address >> 7 & 7) << 4; }

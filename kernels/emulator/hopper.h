@@ -12,7 +12,7 @@ namespace emulator {
 struct Barrier {
   const void *at;
   unsigned arrivals, missing, phase;
-  long long bytes;  // still to come, below zero if they came before somebody said so
+  long long bytes;  // still to come; below zero if they came before they were expected
 };
 
 struct BarrierWaiter {

@@ -171,13 +171,6 @@ enum Plan {
     Wide(&'static str, Wide),
 }
 
-/// The maps by which a wide kernel reads its operands.
-#[derive(Clone, Copy)]
-struct Maps {
-    x: *const TileMap,
-    weight: *const TileMap,
-}
-
 impl<'a, D: Device> Product<'a, D> {
     pub fn new(rows: usize, x: &'a Buffer<D, bf16>, weight: &'a Matrix<D>) -> Self {
         assert!(x.len >= rows * weight.inputs, "x: [rows, {}]", weight.inputs);
@@ -230,7 +223,22 @@ impl<'a, D: Device> Product<'a, D> {
         kernels: Kernels,
         params: impl FnOnce(ProductParams) -> P,
     ) -> Result<()> {
-        match self.plan(backend.device(), kernels) {
+        let plan = self.plan(backend.device(), kernels);
+        // SAFETY: the caller vouches for it.
+        unsafe { self.launch_by(backend, plan, params) }
+    }
+
+    /// Launches the kernel of a plan.
+    ///
+    /// # Safety
+    /// As [`Product::launch`].
+    unsafe fn launch_by<P: Params>(
+        &self,
+        backend: &CudaBackend<D>,
+        plan: Plan,
+        params: impl FnOnce(ProductParams) -> P,
+    ) -> Result<()> {
+        match plan {
             Plan::Few { kernel, rows } => {
                 // SAFETY: the caller vouches for it.
                 unsafe { self.launch_few(backend, kernel, rows, &params(self.params())) }
@@ -241,10 +249,9 @@ impl<'a, D: Device> Product<'a, D> {
                 unsafe { self.launch_tiles(backend, kernel, tiling, &params) }
             }
             Plan::Wide(kernel, tiling) => {
-                let maps = self.maps(backend, tiling)?;
-                let product = maps.give(self.params());
+                let params = params(self.params_with_maps(backend, tiling)?);
                 // SAFETY: the caller vouches for it.
-                unsafe { self.launch_wide(backend, kernel, tiling, 0, &params(product)) }
+                unsafe { self.launch_wide(backend, kernel, tiling, 0, &params) }
             }
         }
     }
@@ -288,30 +295,22 @@ impl<'a, D: Device> Product<'a, D> {
         }
     }
 
-    /// All rows that x has room for are in its map, so that a map serves every batch. Of two matrices, the map begins
-    /// with the one that lies lower in memory.
-    fn maps(&self, backend: &CudaBackend<D>, tiling: Wide) -> Result<Maps> {
+    /// As [`Product::params`], with maps for a wide kernel. All rows that x has room for are in its map, so that a map serves every
+    /// batch. Of two matrices, the map begins with the one that lies lower in memory.
+    fn params_with_maps(&self, backend: &CudaBackend<D>, tiling: Wide) -> Result<ProductParams> {
         let Matrix { inputs, outputs, .. } = *self.weight;
-        let map = |shape| Ok(backend.device().tile_map(shape)? as *const TileMap);
-        let [weight, second] =
-            [Some(self.weight), self.second].map(|matrix| matrix.map(|matrix| matrix.data.address));
-        let lower = weight.into_iter().chain(second).min().unwrap_or_default();
-        let upper = weight.into_iter().chain(second).max().unwrap_or_default();
-        Ok(Maps {
-            x: map(TileShape {
-                address: self.params().x as u64,
-                inputs,
-                rows: self.x.len / inputs - self.first,
-                box_rows: tiling.rows,
-                twin: None,
-            })?,
-            weight: map(TileShape {
-                address: lower,
-                inputs,
-                rows: outputs,
-                box_rows: tiling.lines,
-                twin: second.map(|_| upper - lower),
-            })?,
+        let params = self.params();
+        let map = |address, rows, box_rows, twin| {
+            let shape = TileShape { address, inputs, rows, box_rows, twin };
+            Ok(backend.device().tile_map(shape)? as *const TileMap)
+        };
+        let address = self.weight.data.address;
+        let second = self.second.map_or(address, |second| second.data.address);
+        let twin = self.second.map(|_| address.abs_diff(second));
+        Ok(ProductParams {
+            x_map: map(params.x as u64, self.x.len / inputs - self.first, tiling.rows, None)?,
+            weight_map: map(address.min(second), outputs, tiling.lines, twin)?,
+            ..params
         })
     }
 
@@ -327,19 +326,18 @@ impl<'a, D: Device> Product<'a, D> {
     ) -> Result<()> {
         const KERNELS: [&str; 3] = ["logprobs_128x64", "logprobs_128x128", "logprobs_128x160"];
         let device = backend.device();
-        let chunks = self.weight.inputs.is_multiple_of(CHUNK);
-        if chunks && device.multiplies_wide() {
+        if self.is_whole_chunks() && device.multiplies_wide() {
             let tilings = &WIDE[WIDE.len() - KERNELS.len()..];
             let index =
                 Wide::choose(tilings, device.multiprocessors(), self.rows, self.weight.outputs);
             let tiling = tilings[index];
-            let params = params(self.maps(backend, tiling)?.give(self.params()));
+            let params = params(self.params_with_maps(backend, tiling)?);
             // A maximum and a sum of each warp and row.
             let beyond = 2 * tiling.lines / 16 * tiling.rows * size_of::<f32>();
             // SAFETY: the caller vouches for it.
             return unsafe { self.launch_wide(backend, KERNELS[index], tiling, beyond, &params) };
         }
-        let (kernel, tiling) = if !chunks {
+        let (kernel, tiling) = if !self.is_whole_chunks() {
             ("logprobs_odd", NARROW)
         } else if LARGE.is_for(device, self.rows) {
             ("logprobs_large", LARGE)
@@ -373,12 +371,6 @@ impl<'a, D: Device> Product<'a, D> {
         let (grid, shared) = (tiling.grid(self.rows, self.lines()), tiling.shared_bytes() + beyond);
         // SAFETY: the caller vouches for it.
         unsafe { backend.launch(kernel, grid, tiling.threads(), shared, params) }
-    }
-}
-
-impl Maps {
-    fn give(&self, params: ProductParams) -> ProductParams {
-        ProductParams { x_map: self.x, weight_map: self.weight, ..params }
     }
 }
 

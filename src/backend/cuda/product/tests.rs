@@ -100,24 +100,8 @@ fn launch<P: Params>(
     plan: Plan,
     params: impl FnOnce(ProductParams) -> P,
 ) {
-    let launched = match plan {
-        Plan::Few { kernel, rows } => {
-            // SAFETY: the callers' structs are the kernels'; the shapes are those of Operands.
-            unsafe { product.launch_few(backend, kernel, rows, &params(product.params())) }
-        }
-        Plan::Tiles(kernel, tiling) => {
-            let params = params(product.params());
-            // SAFETY: the callers' structs are the kernels'; the shapes are those of Operands.
-            unsafe { product.launch_tiles(backend, kernel, tiling, &params) }
-        }
-        Plan::Wide(kernel, tiling) => {
-            let maps = product.maps(backend, tiling).unwrap();
-            let params = params(maps.give(product.params()));
-            // SAFETY: the callers' structs are the kernels'; the shapes are those of Operands.
-            unsafe { product.launch_wide(backend, kernel, tiling, 0, &params) }
-        }
-    };
-    launched.unwrap();
+    // SAFETY: the callers' structs are the kernels'; the shapes are those of Operands.
+    unsafe { product.launch_by(backend, plan, params) }.unwrap();
 }
 
 /// All kernels for rows that are whole chunks, with their names.
